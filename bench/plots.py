@@ -1,0 +1,180 @@
+"""plots.py - pictures of the results: one per workload, one of all goals.
+
+Why:        A ratio that falls with the number of processes is seen at once in a picture and hardly
+            in a table.
+Used by:    __main__.py, after everything was measured (matplotlib is imported by nobody else)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Picture
+from matplotlib.ticker import EngFormatter
+
+from bench.goals import Judgement, Sense, Verdict
+from bench.options import Options
+from bench.peers import FLOOR, LMDB, SHM_ENGINE
+from bench.rounds import WORKLOADS
+from bench.stats import Figure
+from bench.workload import CHECKED, LIGHT
+
+_COLOURS = {SHM_ENGINE: "#1f6fb2", LMDB: "#d9822b", FLOOR: "#8c8c8c"}
+_LABELS = {SHM_ENGINE: "shm_engine", LMDB: "LMDB, no sync", FLOOR: "dict + msgpack (one process)"}
+_VERDICT_COLOURS = {Verdict.MET: "#2e8b57", Verdict.MISSED: "#c0392b"}
+_DPI = 130
+_WIDTH = 0.36
+
+
+def _save(picture: Picture, path: Path) -> Path:
+    FigureCanvasAgg(picture)
+    picture.savefig(path, dpi=_DPI)
+    return path
+
+
+def _bars(
+    axes: Axes, figures: Mapping[str, Figure], prefix: str, measure: str, options: Options
+) -> None:
+    """Draw one bar per peer and number of processes, with the spread of the rounds."""
+    for shift, peer in enumerate((SHM_ENGINE, LMDB)):
+        for place, processes in enumerate(options.processes):
+            figure = figures.get(f"{prefix}.{processes}.{peer}.{measure}")
+            if figure is None:
+                continue
+            middle = figure.median
+            axes.bar(
+                place + (shift - 0.5) * _WIDTH,
+                middle,
+                _WIDTH,
+                color=_COLOURS[peer],
+                label=_LABELS[peer] if place == 0 else None,
+                yerr=[[middle - figure.low], [figure.high - middle]],
+                capsize=3,
+                error_kw={"elinewidth": 1},
+            )
+    axes.set_xticks(range(len(options.processes)), [str(n) for n in options.processes])
+    axes.set_xlabel("processes")
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def _rates(axes: Axes, figures: Mapping[str, Figure], prefix: str, options: Options) -> None:
+    _bars(axes, figures, prefix, "rate", options)
+    floor = figures.get(f"{prefix}.1.{FLOOR}.rate")
+    if floor is not None:
+        axes.axhline(floor.median, color=_COLOURS[FLOOR], linestyle="--", label=_LABELS[FLOOR])
+    for place, processes in enumerate(options.processes):
+        ratio = figures.get(f"{prefix}.{processes}.vs_lmdb")
+        ours = figures.get(f"{prefix}.{processes}.{SHM_ENGINE}.rate")
+        if ratio is not None and ours is not None:
+            axes.annotate(
+                f"{ratio.median:.2f}x", (place - _WIDTH / 2, ours.high), ha="center",
+                va="bottom", xytext=(0, 3), textcoords="offset points", fontsize=9,
+            )  # fmt: skip
+    axes.margins(y=0.15)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(EngFormatter())
+    axes.set_ylabel("calls per second, all processes together")
+
+
+def _waits(axes: Axes, figures: Mapping[str, Figure], prefix: str, options: Options) -> None:
+    """Draw p50, p99 and the worst wait of each peer over the number of processes."""
+    styles = {"p50_us": ("o", "-", 1.0), "p99_us": ("s", "--", 1.0), "worst_ms": ("^", ":", 1e3)}
+    for peer in (SHM_ENGINE, LMDB):
+        for measure, (marker, line, scale) in styles.items():
+            places, heights = [], []
+            for place, processes in enumerate(options.processes):
+                figure = figures.get(f"{prefix}.{processes}.{peer}.{measure}")
+                if figure is not None:
+                    places.append(place)
+                    heights.append(figure.median * scale)
+            if places:
+                label = f"{_LABELS[peer]}, {measure.split('_')[0]}"
+                axes.plot(places, heights, marker=marker, linestyle=line, color=_COLOURS[peer],
+                          label=label)  # fmt: skip
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(options.processes)), [str(n) for n in options.processes])
+    axes.set_xlabel("processes")
+    axes.set_ylabel("wait per call, us (log)")
+    axes.grid(axis="y", which="both", alpha=0.25)
+
+
+def _workload(figures: Mapping[str, Figure], name: str, options: Options, path: Path) -> Path:
+    panels = [harness for harness in (LIGHT, CHECKED) if harness in options.harnesses]
+    count = len(panels) + (CHECKED in panels)
+    picture = Picture(figsize=(4.6 * count, 4.4), layout="constrained")
+    axes = picture.subplots(1, count, squeeze=False)[0]
+    for place, harness in enumerate(panels):
+        _rates(axes[place], figures, f"{name}.{harness}", options)
+        axes[place].set_title(f"{harness} harness")
+    if CHECKED in panels:
+        _waits(axes[-1], figures, f"{name}.{CHECKED}", options)
+        axes[-1].set_title("waits, checked harness")
+    for each in axes:
+        if each.get_legend_handles_labels()[0]:
+            each.legend(fontsize=8, loc="best")
+    rounds = (
+        "1 round" if options.rounds == 1 else f"median of {options.rounds} rounds, bars min..max"
+    )
+    picture.suptitle(
+        f"{WORKLOADS[name].title}   ({rounds}; numbers over bars: x LMDB)", fontsize=11
+    )
+    return _save(picture, path)
+
+
+def _headroom(judgement: Judgement) -> float | None:
+    """Return how many times better than its goal a figure is: 1.0 is just met."""
+    goal, figure = judgement.goal, judgement.figure
+    if figure is None or goal.limit <= 0:
+        return None
+    measured = goal.measured(figure)
+    if goal.sense is Sense.AT_LEAST:
+        return measured / goal.limit
+    return goal.limit / measured if measured > 0 else None
+
+
+def _goals(judgements: Sequence[Judgement], path: Path) -> Path | None:
+    rows = [
+        (judgement, headroom)
+        for judgement in judgements
+        if (headroom := _headroom(judgement)) is not None
+    ]
+    if not rows:
+        return None
+    picture = Picture(figsize=(9.0, 1.2 + 0.27 * len(rows)), layout="constrained")
+    axes = picture.subplots()
+    for place, (judgement, headroom) in enumerate(rows):
+        colour = _VERDICT_COLOURS.get(judgement.verdict, _COLOURS[FLOOR])
+        axes.barh(place, headroom, color=colour)
+        goal, figure = judgement.goal, judgement.figure
+        if figure is not None:
+            text = f" {goal.measured(figure):.3g} (goal {goal.sense.value} {goal.limit:g})"
+            axes.annotate(text, (headroom, place), va="center", fontsize=7)
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_yticks(range(len(rows)), [judgement.goal.text for judgement, _ in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.margins(x=0.3)
+    axes.set_xlabel("times better than the goal (1 = just met, log)")
+    axes.set_title("goals: green is met, red is missed, grey was not judged")
+    return _save(picture, path)
+
+
+def draw(
+    figures: Mapping[str, Figure],
+    judgements: Sequence[Judgement],
+    options: Options,
+    stamp: str,
+) -> list[Path]:
+    """Draw every picture that there are figures for, and return their paths."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    paths = [
+        _workload(figures, name, options, options.output / f"{name}-{stamp}.png")
+        for name in options.questions
+        if name in WORKLOADS and any(key.startswith(f"{name}.") for key in figures)
+    ]
+    goals = _goals(judgements, options.output / f"goals-{stamp}.png")
+    return paths if goals is None else [*paths, goals]

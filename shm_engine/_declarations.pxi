@@ -1,0 +1,198 @@
+# _declarations.pxi - what _core.pyx uses of the C core.
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+
+cdef extern from "status.h" nogil:
+    ctypedef enum se_status:
+        SE_OK
+        SE_NOT_FOUND
+        SE_CONFLICT
+        SE_MISMATCH
+        SE_WRONG_TYPE
+        SE_OVERFLOW
+        SE_FULL
+        SE_RUN_CLOSED
+        SE_TRIMMED
+        SE_CORRUPT
+        SE_FORMAT
+        SE_BUSY
+        SE_TOO_MANY
+        SE_TOO_LARGE
+        SE_INVALID
+        SE_CLOSED
+        SE_IO
+        SE_IN_DOUBT
+    const char *se_status_text(se_status status)
+    const char *se_status_exception(se_status status)
+
+
+cdef extern from "layout.h" nogil:
+    uint32_t SE_FORMAT_VERSION
+    uint64_t SE_NO_SNAPSHOT
+    uint64_t SE_REQUEST_MAX
+    uint32_t SE_OPS_MAX
+    uint32_t SE_RECORD_TOMBSTONE
+    int SE_OP_PUT, SE_OP_DELETE, SE_OP_CHECK, SE_OP_EXPECT, SE_OP_INCREMENT, SE_OP_CHECK_RANGE
+    int SE_SLOT_THREAD, SE_SLOT_MEMBER
+    int SE_PHASE_SERVING, SE_PHASE_LEAVING
+    ctypedef struct se_word:
+        pass
+    ctypedef struct se_word32:
+        pass
+    ctypedef struct se_header:
+        uint64_t data_size
+        uint64_t created_us
+        uint32_t max_clients
+        uint32_t durability_kind
+        uint32_t flush_interval_ms
+        uint64_t max_pending_writes
+    ctypedef struct se_sequencer:
+        se_word commit_version, durable_version, trim_horizon, trim_effective, removed_horizon
+        se_word arena_bump, arena_allocated, retired_size, ring_head, ring_tail
+        se_word live_keys, ttl_keys, garbage_size, trimmed_versions, pressure_trimmed
+        se_word commits, conflicts, recoveries, reaped_clients
+        se_word timing, section_update_ns, section_update_count
+        se_word section_insert_ns, section_insert_count
+        se_word keeper_identity
+        se_word32 phase
+    ctypedef struct se_leaf:
+        uint16_t key_size
+        uint8_t key[1]
+    ctypedef struct se_record:
+        uint64_t version
+        uint64_t timestamp_us
+        uint64_t expires_us
+        uint32_t value_size
+        uint32_t flags
+        uint8_t value[1]
+
+
+cdef extern from "atomics.h" nogil:
+    uint64_t se_load_acquire(const se_word *word)
+    uint64_t se_load_relaxed(const se_word *word)
+    uint32_t se_load_acquire_u32(const se_word32 *word)
+    void se_store_relaxed(se_word *word, uint64_t value)
+    void se_store_full(se_word *word, uint64_t value)
+    int se_swap_if_equal_u32(se_word32 *word, uint32_t expected, uint32_t value)
+
+
+cdef extern from "store.h" nogil:
+    ctypedef struct se_store:
+        se_header *header
+        se_sequencer *seq
+        uint64_t identity
+        uint64_t mapped_to
+        int control_fd
+        int data_fd
+    ctypedef struct se_options:
+        uint64_t map_size
+        uint32_t max_clients
+        uint32_t durability_kind
+        uint32_t flush_interval_ms
+        uint64_t max_pending_writes
+        uint64_t created_us
+    se_status se_store_create(se_store *store, int control_fd, int data_fd,
+                              const se_options *options)
+    se_status se_store_attach(se_store *store, int control_fd, int data_fd, uint32_t *found)
+    void se_store_detach(se_store *store)
+    uint64_t se_process_identity(uint32_t pid)
+    int se_process_alive(uint64_t identity)
+
+
+cdef extern from "arena.h" nogil:
+    uint64_t se_arena_used(const se_store *store)
+
+
+cdef extern from "record.h" nogil:
+    se_leaf *se_leaf_at(const se_store *store, uint64_t offset)
+    int se_record_dead(const se_record *record, uint64_t now_us)
+    se_status se_record_visible(const se_store *store, const se_leaf *leaf, uint64_t snapshot,
+                                const se_record **found)
+    se_status se_record_older(const se_store *store, const se_record *record,
+                              const se_record **older)
+
+
+cdef extern from "index.h" nogil:
+    ctypedef struct se_iter:
+        pass
+    se_status se_index_find(const se_store *store, const uint8_t *key, uint32_t key_size,
+                            uint64_t *leaf)
+    se_status se_iter_seek(se_iter *iter, const se_store *store, const uint8_t *key,
+                           uint32_t key_size)
+    se_status se_iter_next(se_iter *iter, uint64_t *leaf)
+
+
+cdef extern from "client.h" nogil:
+    se_status se_client_join(se_store *store, uint32_t kind, uint32_t *slot)
+    void se_client_leave(se_store *store, uint32_t slot)
+    uint32_t se_client_members(const se_store *store)
+    uint32_t se_client_count(const se_store *store, uint32_t kind)
+    se_status se_snapshot_claim(se_store *store, uint32_t *entry)
+    void se_snapshot_release(se_store *store, uint32_t entry)
+    se_status se_snapshot_open(se_store *store, uint32_t entry, uint64_t version,
+                               uint64_t *opened)
+    void se_snapshot_close(se_store *store, uint32_t entry)
+
+
+cdef extern from "sequencer.h" nogil:
+    uint32_t se_sequencer_owner(const se_store *store)
+
+
+cdef extern from "session.h" nogil:
+    ctypedef struct se_session:
+        int waiting
+        uint64_t used
+        uint64_t op_count
+    uint64_t se_session_pin(se_session *session)
+    void se_session_unpin(se_session *session)
+    se_status se_session_begin(se_session *session, const uint8_t *run, uint64_t now_us,
+                               uint64_t snapshot)
+    se_status se_session_add(se_session *session, uint32_t kind, const uint8_t *key,
+                             uint32_t key_size, const void *value, uint32_t value_size,
+                             uint64_t expires_us, int64_t argument)
+    void se_session_abandon(se_session *session)
+    se_status se_session_submit(se_session *session)
+    se_status se_session_wait(se_session *session, uint64_t bound_ns)
+    se_status se_session_withdraw(se_session *session)
+    se_status se_session_outcome(se_session *session)
+    uint64_t se_session_reply_version(const se_session *session)
+    uint64_t se_session_reply_timestamp(const se_session *session)
+    uint64_t se_session_reply_detail(const se_session *session)
+    uint64_t se_session_reply_op(const se_session *session)
+    int64_t se_session_first_result(const se_session *session)
+    uint64_t se_session_count_results(const se_session *session, uint32_t kind)
+
+
+cdef extern from "thread.h" nogil:
+    uint64_t se_fork_count
+    uint64_t se_threads_open(se_store *store)
+    void se_threads_close(uint64_t threads_id)
+    void se_threads_after_fork(uint64_t threads_id)
+    se_status se_thread_session(uint64_t threads_id, se_session **session)
+
+
+cdef extern from "keeper.h" nogil:
+    ctypedef struct se_keeper:
+        pass
+    ctypedef struct se_keeper_thread:
+        pass
+    se_status se_keeper_tick(se_keeper *keeper, se_store *store)
+    void se_keeper_sleep(se_store *store, uint64_t bound_ns)
+    void se_keeper_ring(se_store *store)
+    se_keeper_thread *se_keeper_start(se_store *store)
+    void se_keeper_stop(se_keeper_thread *thread)
+
+
+cdef extern from "sweep.h" nogil:
+    se_status se_sweep_all(se_store *store, uint64_t pressure, uint64_t now_us)
+
+
+cdef extern from "msgpack.h" nogil:
+    size_t se_msgpack_check(const uint8_t *data, size_t size, bint *binary)
+    size_t se_msgpack_write_array(uint8_t *data, uint32_t count)
+
+
+cdef extern from "futex.h" nogil:
+    uint64_t se_clock_ns()
+    uint64_t se_clock_real_us()

@@ -1,0 +1,388 @@
+/* commit.c - the steps of a commit. */
+#include "commit.h"
+
+#include "arena.h"
+#include "client.h"
+#include "futex.h"
+#include "index.h"
+#include "msgpack.h"
+#include "retire.h"
+#include "undo.h"
+
+#define TRIM_ON_WRITE_MAX 8u
+#define SPLIT_ROUNDS_MAX 64
+
+typedef struct {
+    se_store *store;
+    se_slot *slot;
+    uint8_t *area;
+    uint64_t size;
+    uint64_t op_count;
+    uint64_t snapshot;
+    uint64_t now_us;
+    uint64_t version;
+    uint64_t timestamp_us;
+    const uint8_t *run; /* the registered run of this write set, or NULL */
+    bool run_closed;
+    se_retention retention;
+    bool changed;
+    bool inserted;
+    uint64_t detail;
+    uint64_t op_index;
+} commit;
+
+static uint64_t op_size(const se_op *op) {
+    return (sizeof(se_op) + op->key_size + op->value_size + 7) & ~UINT64_C(7);
+}
+
+static const uint8_t *op_key(const se_op *op) { return (const uint8_t *)(op + 1); }
+
+static const uint8_t *op_value(const se_op *op) { return op_key(op) + op->key_size; }
+
+/* The operation at *at, checked to lie within the write set; moves *at past it. */
+static se_op *next_op(const commit *c, uint64_t *at) {
+    if (*at > c->size || c->size - *at < sizeof(se_op))
+        return NULL;
+    se_op *op = (se_op *)(c->area + *at);
+    uint64_t size = op_size(op);
+    if (size > c->size - *at || op->key_size > SE_KEY_MAX || op->key_size <= SE_RUN_ID_SIZE)
+        return NULL;
+    *at += size;
+    return op;
+}
+
+/* Where the key is now: the hint if it still holds, else a look-up. */
+static se_status find_leaf(const commit *c, const se_op *op, se_leaf **leaf) {
+    se_store *store = c->store;
+    *leaf = NULL;
+    if (op->leaf) {
+        se_leaf *hint = se_leaf_at(store, op->leaf);
+        if (hint && hint->key_size == op->key_size &&
+            memcmp(hint->key, op_key(op), op->key_size) == 0 &&
+            se_load_relaxed(&hint->head) != SE_LEAF_REMOVED) {
+            *leaf = hint;
+            return SE_OK;
+        }
+    }
+    uint64_t offset;
+    SE_TRY(se_index_find(store, op_key(op), op->key_size, &offset));
+    if (offset) {
+        *leaf = se_leaf_at(store, offset);
+        if (!*leaf)
+            return SE_CORRUPT;
+    }
+    return SE_OK;
+}
+
+static se_status head_of(const commit *c, const se_leaf *leaf, se_record **head) {
+    *head = NULL;
+    if (!leaf)
+        return SE_OK;
+    *head = se_record_at(c->store, se_load_relaxed(&leaf->head));
+    return *head ? SE_OK : SE_CORRUPT;
+}
+
+static bool is_live(const commit *c, const se_record *record) {
+    return record && !se_record_dead(record, c->now_us);
+}
+
+static se_status check_range(commit *c, const se_op *op) {
+    se_iter iter;
+    uint64_t offset;
+    SE_TRY(se_iter_seek(&iter, c->store, op_key(op), op->key_size));
+    for (;;) {
+        SE_TRY(se_iter_next(&iter, &offset));
+        const se_leaf *leaf = offset ? se_leaf_at(c->store, offset) : NULL;
+        if (!leaf || leaf->key_size < op->key_size ||
+            memcmp(leaf->key, op_key(op), op->key_size) != 0)
+            return offset && !leaf ? SE_CORRUPT : SE_OK;
+        se_record *head;
+        SE_TRY(head_of(c, leaf, &head));
+        if (head->version > c->snapshot)
+            return SE_CONFLICT;
+    }
+}
+
+static se_status check_op(commit *c, const se_op *op) {
+    if (op->kind == SE_OP_CHECK_RANGE)
+        return check_range(c, op);
+    if (op->kind != SE_OP_CHECK && op->kind != SE_OP_EXPECT)
+        return SE_OK;
+    se_leaf *leaf;
+    se_record *head;
+    SE_TRY(find_leaf(c, op, &leaf));
+    SE_TRY(head_of(c, leaf, &head));
+    if (op->kind == SE_OP_CHECK)
+        return head && head->version > c->snapshot ? SE_CONFLICT : SE_OK;
+    uint64_t found = is_live(c, head) ? head->version : 0;
+    if (found == (uint64_t)op->argument)
+        return SE_OK;
+    c->detail = found;
+    return SE_MISMATCH;
+}
+
+static se_status count_live(commit *c, bool was, bool is) {
+    se_word *live = &c->store->seq->live_keys;
+    if (was != is)
+        se_undo_store(c->store, live, se_load_relaxed(live) + (is ? 1 : UINT64_MAX));
+    return SE_OK;
+}
+
+static bool is_run_record(const se_op *op) {
+    return op->key_size == SE_RUN_ID_SIZE + 2 && op_key(op)[SE_RUN_ID_SIZE] == SE_TAG_RUN;
+}
+
+static se_status link_new_key(commit *c, const se_op *op, uint64_t record) {
+    se_store *store = c->store;
+    uint64_t offset;
+    SE_TRY(se_arena_take(store, se_leaf_size(op->key_size), &offset));
+    se_leaf *leaf = se_at(store, offset, 16);
+    if (!leaf)
+        return SE_CORRUPT;
+    se_store_relaxed(&leaf->head, record);
+    leaf->key_size = op->key_size;
+    se_copy_private(leaf->key, op_key(op), op->key_size);
+    if (SE_UNLIKELY(is_run_record(op)))
+        se_undo_store(store, &store->seq->run_epoch,
+                      se_load_relaxed(&store->seq->run_epoch) + 1);
+    c->inserted = true;
+    return se_index_insert(store, op_key(op), op->key_size, offset);
+}
+
+/* History that retention lets go, in runs that chose one. */
+static se_status trim_on_write(commit *c, const se_op *op, se_leaf *leaf, const se_record *old) {
+    se_sequencer *seq = c->store->seq;
+    if (!c->run || memcmp(op_key(op), c->run, SE_RUN_ID_SIZE) != 0 ||
+        c->retention.kind < SE_RETAIN_LAST)
+        return SE_OK;
+    uint64_t before = se_load_relaxed(&seq->trimmed_versions);
+    if (c->retention.kind == SE_RETAIN_LAST && c->retention.argument <= TRIM_ON_WRITE_MAX) {
+        bool alone;
+        if ((c->store->commit_serial & 63) == 0)
+            se_horizon_update(c->store);
+        SE_TRY(se_record_trim(c->store, leaf, &c->retention, c->timestamp_us, 0, &alone));
+    }
+    if (se_load_relaxed(&seq->trimmed_versions) == before)
+        se_store_relaxed(&seq->garbage_size, se_load_relaxed(&seq->garbage_size) +
+                                                 sizeof(se_record) + old->value_size);
+    return SE_OK;
+}
+
+static se_status write_record(commit *c, const se_op *op, se_leaf *leaf, se_record *head,
+                              uint64_t expires_us, uint32_t flags, const uint8_t *value,
+                              uint32_t value_size) {
+    se_store *store = c->store;
+    uint64_t offset;
+    uint64_t prev = leaf ? se_load_relaxed(&leaf->head) : 0;
+    SE_TRY(se_record_make(store, prev, c->version, c->timestamp_us, expires_us, flags, value,
+                          value_size, &offset));
+    c->changed = true;
+    SE_TRY(count_live(c, is_live(c, head), (flags & SE_RECORD_TOMBSTONE) == 0));
+    if (expires_us)
+        se_store_relaxed(&store->seq->ttl_keys, se_load_relaxed(&store->seq->ttl_keys) + 1);
+    if (!leaf)
+        return link_new_key(c, op, offset);
+    se_undo_store(store, &leaf->head, offset);
+    return trim_on_write(c, op, leaf, head);
+}
+
+static se_status apply_delete(commit *c, se_op *op, se_leaf *leaf, se_record *head) {
+    bool live = is_live(c, head);
+    bool expired = head && !live && (head->flags & SE_RECORD_TOMBSTONE) == 0;
+    op->result = live;
+    if (op->argument ? (live || expired) && head->version == (uint64_t)op->argument : live)
+        return write_record(c, op, leaf, head, 0, SE_RECORD_TOMBSTONE, NULL, 0);
+    return SE_OK;
+}
+
+static se_status apply_increment(commit *c, se_op *op, se_leaf *leaf, se_record *head) {
+    int64_t value = 0;
+    uint64_t expires_us = 0;
+    if (is_live(c, head)) {
+        expires_us = head->expires_us;
+        if (!se_msgpack_read_int(head->value, head->value_size, &value)) {
+            c->detail = head->value_size ? head->value[0] : 0;
+            return SE_WRONG_TYPE;
+        }
+    }
+    c->detail = (uint64_t)value;
+    if (__builtin_add_overflow(value, op->argument, &op->result))
+        return SE_OVERFLOW;
+    uint8_t encoded[9];
+    uint32_t size = (uint32_t)se_msgpack_write_int(encoded, op->result);
+    return write_record(c, op, leaf, head, expires_us, 0, encoded, size);
+}
+
+static se_status apply_op(commit *c, se_op *op) {
+    se_leaf *leaf;
+    se_record *head;
+    if (op->kind == SE_OP_CHECK || op->kind == SE_OP_EXPECT || op->kind == SE_OP_CHECK_RANGE)
+        return SE_OK;
+    if (SE_UNLIKELY(c->run_closed && op_key(op)[SE_RUN_ID_SIZE] != SE_TAG_RUN))
+        return SE_RUN_CLOSED;
+    SE_TRY(find_leaf(c, op, &leaf));
+    SE_TRY(head_of(c, leaf, &head));
+    switch (op->kind) {
+    case SE_OP_PUT:
+        return write_record(c, op, leaf, head, op->expires_us, 0, op_value(op), op->value_size);
+    case SE_OP_DELETE:
+        return apply_delete(c, op, leaf, head);
+    case SE_OP_INCREMENT:
+        return apply_increment(c, op, leaf, head);
+    default:
+        return SE_INVALID;
+    }
+}
+
+/* The status and retention of the run, if it is registered. */
+static se_status open_run(commit *c) {
+    se_store *store = c->store;
+    uint64_t epoch = se_load_relaxed(&c->slot->request_run_epoch);
+    uint64_t offset = se_load_relaxed(&c->slot->request_run_leaf);
+    if (epoch != se_load_relaxed(&store->seq->run_epoch))
+        return SE_STALE_RUN;
+    if (!offset)
+        return SE_OK;
+    const se_leaf *leaf = se_leaf_at(store, offset);
+    if (!leaf || leaf->key_size != SE_RUN_ID_SIZE + 2 ||
+        se_load_relaxed(&leaf->head) == SE_LEAF_REMOVED)
+        return SE_STALE_RUN;
+    se_record *head;
+    SE_TRY(head_of(c, leaf, &head));
+    if ((head->flags & SE_RECORD_TOMBSTONE) || head->value_size < sizeof(se_run_record))
+        return SE_OK;
+    const se_run_record *run = (const se_run_record *)head->value;
+    c->run = leaf->key;
+    c->run_closed = run->status != SE_RUN_ACTIVE;
+    c->detail = run->status;
+    c->retention.kind = run->retention_kind;
+    c->retention.argument = run->retention_argument;
+    return SE_OK;
+}
+
+static se_status each_op(commit *c, se_status (*visit)(commit *, se_op *)) {
+    uint64_t at = 0;
+    for (uint64_t index = 0; index < c->op_count; index++) {
+        c->op_index = index;
+        se_op *op = next_op(c, &at);
+        if (!op)
+            return SE_INVALID;
+        SE_TRY(visit(c, op));
+    }
+    return SE_OK;
+}
+
+static se_status check_one(commit *c, se_op *op) { return check_op(c, op); }
+
+static se_status survey_one(commit *c, se_op *op) {
+    if (op->kind != SE_OP_DELETE)
+        c->store->deleting = false;
+    return SE_OK;
+}
+
+static se_status prepare(commit *c) {
+    se_store *store = c->store;
+    if (c->size > store->header->request_size || c->op_count > SE_OPS_MAX)
+        return SE_INVALID;
+    SE_TRY(open_run(c));
+    store->deleting = true;
+    SE_TRY(each_op(c, survey_one));
+    SE_TRY(each_op(c, check_one));
+    SE_TRY(se_undo_reserve(store, c->op_count * 12 + 64, c->op_count * 4 + 32));
+    return SE_OK;
+}
+
+static se_status carry_out(commit *c) {
+    SE_TRY(se_retire_reserve(c->store, c->op_count * 4 + 16));
+    return each_op(c, apply_op);
+}
+
+static void count_time(commit *c, uint64_t start_ns) {
+    se_sequencer *seq = c->store->seq;
+    se_word *sum = c->inserted ? &seq->section_insert_ns : &seq->section_update_ns;
+    se_word *count = c->inserted ? &seq->section_insert_count : &seq->section_update_count;
+    se_store_relaxed(sum, se_load_relaxed(sum) + se_clock_ns() - start_ns);
+    se_store_relaxed(count, se_load_relaxed(count) + c->op_count);
+}
+
+static void count_one(se_word *counter) {
+    se_store_relaxed(counter, se_load_relaxed(counter) + 1);
+}
+
+static void reply(const commit *c, se_status status) {
+    se_store_relaxed(&c->slot->reply_status, (uint64_t)status);
+    se_store_relaxed(&c->slot->reply_version, c->version);
+    se_store_relaxed(&c->slot->reply_timestamp, c->timestamp_us);
+    se_store_relaxed(&c->slot->reply_detail, c->detail);
+    se_store_relaxed(&c->slot->reply_op, c->op_index);
+}
+
+static void publish(commit *c) {
+    se_store *store = c->store;
+    reply(c, SE_OK);
+    se_undo_store(store, &c->slot->outcome_seq, se_load_relaxed_u32(&c->slot->request_seq));
+    se_store_relaxed(&store->seq->last_timestamp, c->timestamp_us);
+    se_store_release(&store->seq->commit_version, c->version); /* the commit point */
+    se_undo_end(store);
+    count_one(&store->seq->commits);
+}
+
+/* Steps c to f; nothing stays of it unless the answer is SE_OK and the commit changed something. */
+static se_status attempt(commit *c) {
+    c->changed = false;
+    c->inserted = false;
+    se_undo_begin(c->store, c->version);
+    se_status status = carry_out(c);
+    if (status == SE_OK && c->changed) {
+        publish(c);
+        return SE_OK;
+    }
+    se_status undone = se_undo_rollback(c->store);
+    return undone == SE_OK ? status : undone;
+}
+
+/* Where the arena cannot grow any more, larger free blocks are cut up. */
+static se_status attempt_with_splits(commit *c) {
+    se_store *store = c->store;
+    se_status status = attempt(c);
+    for (int round = 0; status == SE_NEED_SPACE && round < SPLIT_ROUNDS_MAX; round++) {
+        if (!se_load_relaxed(&store->seq->arena_exhausted))
+            break;
+        if (se_arena_split(store, store->short_of, c->op_count) != SE_OK)
+            break;
+        status = attempt(c);
+    }
+    return status;
+}
+
+void se_commit_serve(se_store *store, se_slot *slot, uint32_t index) {
+    se_sequencer *seq = store->seq;
+    bool timing = se_load_relaxed(&seq->timing) != 0;
+    uint64_t start_ns = timing ? se_clock_ns() : 0;
+    uint64_t last = se_load_relaxed(&seq->last_timestamp);
+    commit c = {
+        .store = store,
+        .slot = slot,
+        .area = se_request_area(store, index),
+        .size = se_load_relaxed(&slot->request_size),
+        .op_count = se_load_relaxed(&slot->request_ops),
+        .snapshot = se_load_relaxed(&slot->request_snapshot),
+        .now_us = se_load_relaxed(&slot->request_now_us),
+        .version = se_load_relaxed(&seq->commit_version) + 1,
+    };
+    c.timestamp_us = c.now_us > last ? c.now_us : last;
+    se_status status = prepare(&c);
+    if (status == SE_OK)
+        status = attempt_with_splits(&c);
+    store->deleting = false;
+    if (status != SE_OK || !c.changed) {
+        c.version--;
+        reply(&c, status);
+        if (status == SE_CONFLICT || status == SE_MISMATCH)
+            count_one(&seq->conflicts);
+    }
+    if (status == SE_OK)
+        (void)se_retire_free(store, 4 + (uint32_t)(c.op_count * 2));
+    if (timing && status == SE_OK)
+        count_time(&c, start_ns);
+}

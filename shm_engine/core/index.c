@@ -1,0 +1,292 @@
+/* index.c - the adaptive radix tree: find, insert, remove, walk. */
+#include "index.h"
+
+#include "node.h"
+#include "retire.h"
+#include "undo.h"
+
+static bool leaf_has_key(const se_leaf *leaf, const uint8_t *key, uint32_t key_size) {
+    return leaf->key_size == key_size && memcmp(leaf->key, key, key_size) == 0;
+}
+
+se_status se_index_find(const se_store *store, const uint8_t *key, uint32_t key_size,
+                        uint64_t *leaf) {
+    uint64_t at = se_load_acquire(&store->seq->root);
+    uint32_t position = 0;
+    *leaf = 0;
+    while (at) {
+        if (at & SE_CHILD_LEAF) {
+            const se_leaf *candidate = se_leaf_at(store, at & ~SE_CHILD_LEAF);
+            if (SE_UNLIKELY(!candidate))
+                return SE_CORRUPT;
+            if (leaf_has_key(candidate, key, key_size))
+                *leaf = at & ~SE_CHILD_LEAF;
+            return SE_OK;
+        }
+        se_node_view view;
+        SE_TRY(se_node_open(store, at, &view));
+        if (key_size - position <= view.prefix_size ||
+            memcmp(view.node->prefix, key + position, view.prefix_size) != 0)
+            return SE_OK;
+        position += view.prefix_size;
+        const se_word *child = se_node_find(&view, key[position]);
+        if (!child)
+            return SE_OK;
+        at = se_load_acquire(child);
+        position++;
+    }
+    return SE_OK;
+}
+
+static uint32_t common_size(const uint8_t *left, const uint8_t *right, uint32_t size) {
+    uint32_t index = 0;
+    while (index < size && left[index] == right[index])
+        index++;
+    return index;
+}
+
+/* A leaf stands where the new one should: a node over both takes its place. */
+static se_status split_leaf(se_store *store, se_word *link, uint64_t old_child, const uint8_t *key,
+                            uint32_t key_size, uint32_t position, uint64_t leaf) {
+    const se_leaf *old = se_leaf_at(store, old_child & ~SE_CHILD_LEAF);
+    if (!old)
+        return SE_CORRUPT;
+    uint32_t shorter = key_size < old->key_size ? key_size : old->key_size;
+    if (shorter <= position)
+        return SE_INVALID;
+    uint32_t common = common_size(key + position, old->key + position, shorter - position);
+    uint32_t branch = position + common;
+    if (branch == shorter)
+        return SE_INVALID;
+    se_node_view view;
+    uint64_t offset;
+    SE_TRY(se_node_make(store, SE_NODE4, key + position, common, &offset, &view));
+    se_node_fill(&view, old->key[branch], old_child);
+    se_node_fill(&view, key[branch], leaf | SE_CHILD_LEAF);
+    se_undo_store(store, link, offset);
+    return SE_OK;
+}
+
+/* The key leaves a node within its prefix: a node over the common part takes its place. */
+static se_status split_prefix(se_store *store, se_word *link, const se_node_view *old,
+                              const uint8_t *key, uint32_t common, uint64_t leaf) {
+    se_node_view shorter;
+    se_node_view view;
+    uint64_t shorter_offset;
+    uint64_t offset;
+    SE_TRY(se_node_copy(store, old, old->type, old->node->prefix + common + 1,
+                        old->prefix_size - common - 1, -1, &shorter_offset, &shorter));
+    SE_TRY(se_node_make(store, SE_NODE4, key, common, &offset, &view));
+    se_node_fill(&view, old->node->prefix[common], shorter_offset);
+    se_node_fill(&view, key[common], leaf | SE_CHILD_LEAF);
+    se_undo_store(store, link, offset);
+    return se_retire(store, se_node_block(old));
+}
+
+static se_status add_child(se_store *store, se_word *link, se_node_view *view, uint8_t byte,
+                           uint64_t leaf) {
+    if (!se_node_full(view)) {
+        se_node_add(store, view, byte, leaf | SE_CHILD_LEAF);
+        return SE_OK;
+    }
+    se_node_view wider;
+    uint64_t offset;
+    SE_TRY(se_node_copy(store, view, view->type + 1, view->node->prefix, view->prefix_size, -1,
+                        &offset, &wider));
+    se_node_fill(&wider, byte, leaf | SE_CHILD_LEAF);
+    se_undo_store(store, link, offset);
+    return se_retire(store, se_node_block(view));
+}
+
+se_status se_index_insert(se_store *store, const uint8_t *key, uint32_t key_size, uint64_t leaf) {
+    se_word *link = &store->seq->root;
+    uint32_t position = 0;
+    for (;;) {
+        uint64_t at = se_load_relaxed(link);
+        if (at == 0) {
+            se_undo_store(store, link, leaf | SE_CHILD_LEAF);
+            return SE_OK;
+        }
+        if (at & SE_CHILD_LEAF)
+            return split_leaf(store, link, at, key, key_size, position, leaf);
+        se_node_view view;
+        SE_TRY(se_node_open(store, at, &view));
+        uint32_t rest = key_size - position;
+        uint32_t limit = view.prefix_size < rest ? view.prefix_size : rest;
+        uint32_t common = common_size(view.node->prefix, key + position, limit);
+        if (common == rest)
+            return SE_INVALID;
+        if (common < view.prefix_size)
+            return split_prefix(store, link, &view, key + position, common, leaf);
+        position += common;
+        se_word *child = se_node_find(&view, key[position]);
+        if (!child)
+            return add_child(store, link, &view, key[position], leaf);
+        link = child;
+        position++;
+    }
+}
+
+/* One child is left: it takes the node's place, with the node's prefix before its own. */
+static se_status merge_last(se_store *store, se_word *link, const se_node_view *view,
+                            uint8_t removed) {
+    uint32_t byte = 0;
+    const se_word *child = se_node_next(view, 0, &byte);
+    if (child && byte == removed)
+        child = se_node_next(view, byte + 1, &byte);
+    if (!child)
+        return SE_CORRUPT;
+    uint64_t only = se_load_relaxed(child);
+    if (!(only & SE_CHILD_LEAF)) {
+        uint8_t prefix[SE_KEY_MAX];
+        se_node_view below;
+        se_node_view merged;
+        SE_TRY(se_node_open(store, only, &below));
+        uint32_t size = view->prefix_size + 1 + below.prefix_size;
+        if (size > SE_KEY_MAX)
+            return SE_CORRUPT;
+        memcpy(prefix, view->node->prefix, view->prefix_size);
+        prefix[view->prefix_size] = (uint8_t)byte;
+        memcpy(prefix + view->prefix_size + 1, below.node->prefix, below.prefix_size);
+        SE_TRY(se_node_copy(store, &below, below.type, prefix, size, -1, &only, &merged));
+        SE_TRY(se_retire(store, se_node_block(&below)));
+    }
+    se_undo_store(store, link, only);
+    return SE_OK;
+}
+
+static se_status drop_child(se_store *store, se_word *link, const se_node_view *view,
+                            uint8_t byte) {
+    uint32_t left = se_node_count(view) - 1;
+    if (left == 1) {
+        SE_TRY(merge_last(store, link, view, byte));
+    } else {
+        uint32_t type = view->type;
+        if (type > SE_NODE4 && left <= se_node_capacity(type - 1) * 3 / 4)
+            type--;
+        se_node_view smaller;
+        uint64_t offset;
+        SE_TRY(se_node_copy(store, view, type, view->node->prefix, view->prefix_size, byte,
+                            &offset, &smaller));
+        se_undo_store(store, link, offset);
+    }
+    return se_retire(store, se_node_block(view));
+}
+
+se_status se_index_remove(se_store *store, const uint8_t *key, uint32_t key_size) {
+    se_word *parent_link = NULL;
+    se_word *link = &store->seq->root;
+    se_node_view view = {0};
+    uint32_t position = 0;
+    for (;;) {
+        uint64_t at = se_load_relaxed(link);
+        if (at == 0)
+            return SE_NOT_FOUND;
+        if (at & SE_CHILD_LEAF) {
+            se_leaf *leaf = se_leaf_at(store, at & ~SE_CHILD_LEAF);
+            if (!leaf)
+                return SE_CORRUPT;
+            if (!leaf_has_key(leaf, key, key_size))
+                return SE_NOT_FOUND;
+            if (parent_link)
+                SE_TRY(drop_child(store, parent_link, &view, key[position - 1]));
+            else
+                se_undo_store(store, link, 0);
+            uint64_t head = se_load_relaxed(&leaf->head);
+            const se_record *record = se_record_at(store, head);
+            if (!record)
+                return SE_CORRUPT;
+            se_undo_store(store, &leaf->head, SE_LEAF_REMOVED);
+            SE_TRY(se_retire(store, se_record_block(head, record) | SE_BLOCK_CHAIN));
+            return se_retire(store, se_block(at & ~SE_CHILD_LEAF, se_leaf_size(key_size)));
+        }
+        SE_TRY(se_node_open(store, at, &view));
+        if (key_size - position <= view.prefix_size ||
+            memcmp(view.node->prefix, key + position, view.prefix_size) != 0)
+            return SE_NOT_FOUND;
+        position += view.prefix_size;
+        parent_link = link;
+        link = se_node_find(&view, key[position]);
+        if (!link)
+            return SE_NOT_FOUND;
+        position++;
+    }
+}
+
+static se_status push_frame(se_iter *iter, uint64_t node, uint32_t next) {
+    if (iter->depth >= SE_KEY_MAX)
+        return SE_CORRUPT;
+    iter->stack[iter->depth].node = node;
+    iter->stack[iter->depth].next = next;
+    iter->depth++;
+    return SE_OK;
+}
+
+static int compare_keys(const uint8_t *left, uint32_t left_size, const uint8_t *right,
+                        uint32_t right_size) {
+    uint32_t shorter = left_size < right_size ? left_size : right_size;
+    int order = memcmp(left, right, shorter);
+    return order ? order : (left_size > right_size) - (left_size < right_size);
+}
+
+se_status se_iter_seek(se_iter *iter, const se_store *store, const uint8_t *key,
+                       uint32_t key_size) {
+    iter->store = store;
+    iter->pending = 0;
+    iter->depth = 0;
+    uint64_t at = se_load_acquire(&store->seq->root);
+    uint32_t position = 0;
+    while (at) {
+        if (at & SE_CHILD_LEAF) {
+            const se_leaf *leaf = se_leaf_at(store, at & ~SE_CHILD_LEAF);
+            if (!leaf)
+                return SE_CORRUPT;
+            if (compare_keys(leaf->key, leaf->key_size, key, key_size) >= 0)
+                iter->pending = at & ~SE_CHILD_LEAF;
+            return SE_OK;
+        }
+        se_node_view view;
+        SE_TRY(se_node_open(store, at, &view));
+        uint32_t rest = key_size - position;
+        uint32_t limit = view.prefix_size < rest ? view.prefix_size : rest;
+        int order = memcmp(view.node->prefix, key + position, limit);
+        if (order > 0 || (order == 0 && rest <= view.prefix_size))
+            return push_frame(iter, at, 0);
+        if (order < 0)
+            return SE_OK;
+        position += view.prefix_size;
+        uint8_t byte = key[position++];
+        SE_TRY(push_frame(iter, at, (uint32_t)byte + 1));
+        const se_word *child = se_node_find(&view, byte);
+        at = child ? se_load_acquire(child) : 0;
+    }
+    return SE_OK;
+}
+
+se_status se_iter_next(se_iter *iter, uint64_t *leaf) {
+    *leaf = iter->pending;
+    if (iter->pending) {
+        iter->pending = 0;
+        return SE_OK;
+    }
+    while (iter->depth > 0) {
+        se_iter_frame *frame = &iter->stack[iter->depth - 1];
+        se_node_view view;
+        SE_TRY(se_node_open(iter->store, frame->node, &view));
+        uint32_t byte = 0;
+        const se_word *link = frame->next < 256 ? se_node_next(&view, frame->next, &byte) : NULL;
+        uint64_t child = link ? se_load_acquire(link) : 0;
+        if (!link) {
+            iter->depth--;
+            continue;
+        }
+        frame->next = byte + 1;
+        if (child & SE_CHILD_LEAF) {
+            *leaf = child & ~SE_CHILD_LEAF;
+            return SE_OK;
+        }
+        if (child)
+            SE_TRY(push_frame(iter, child, 0));
+    }
+    return SE_OK;
+}

@@ -1,0 +1,253 @@
+/* layout.h - every struct that lies in shared memory.
+ *
+ * Why:        one place for sizes and offsets; FORMAT.md has the same tables, and a test compares
+ *             the two.
+ * Shared:     control segment: header, sequencer, slots, snapshots, undo log, taken log, requests.
+ *             data segment: the arena with nodes, leaves, records and the retire ring.
+ * Invariants: L1 only offsets, never pointers (except inside the robust mutex, which belongs to the
+ *             kernel and glibc); L2 each mutable word has the writer named beside it; L3 sizes and
+ *             offsets as asserted here (tests/format).
+ */
+#ifndef SE_LAYOUT_H
+#define SE_LAYOUT_H
+
+#include <pthread.h>
+#include <stddef.h>
+
+#include "atomics.h"
+
+#define SE_MAGIC UINT64_C(0x31454e49474e4553) /* "SENGINE1" */
+#define SE_FORMAT_VERSION 1u
+#define SE_BYTE_ORDER 0x01020304u
+#define SE_PAGE 4096u
+#define SE_LINE 64
+
+#define SE_KEY_MAX 1536u
+#define SE_CLASS_COUNT 128u
+#define SE_CLIENTS_MAX 4096u
+#define SE_OPS_MAX (1u << 20)
+#define SE_REQUEST_MAX (UINT64_C(64) << 20)
+#define SE_SNAPSHOT_COUNT 4096u
+#define SE_UNDO_MAX (UINT64_C(1) << 24)
+#define SE_TAKEN_MAX (UINT64_C(1) << 23)
+#define SE_NO_SNAPSHOT UINT64_MAX
+
+/* A reference to a word in either segment: the data segment's have the top bit. */
+#define SE_REF_DATA (UINT64_C(1) << 63)
+
+enum { SE_PHASE_SERVING = 1, SE_PHASE_LEAVING = 2 };
+
+/* Written once at creation, before the magic; only read afterwards. */
+typedef struct {
+    uint64_t magic;
+    uint32_t format_version;
+    uint32_t byte_order;
+    uint64_t control_size;
+    uint64_t data_size;
+    uint32_t max_clients;
+    uint32_t snapshot_count;
+    uint64_t slots_offset;
+    uint64_t snapshots_offset;
+    uint64_t undo_offset;
+    uint64_t taken_offset;
+    uint64_t requests_offset;
+    uint64_t request_size;
+    uint64_t wal_ring_offset; /* 0: this database keeps no log */
+    uint64_t wal_ring_size;
+    uint64_t pid_namespace;
+    uint64_t created_us;
+    uint64_t reserve_size; /* arena bytes that only deletes may use */
+    uint32_t durability_kind;
+    uint32_t flush_interval_ms;
+    uint64_t max_pending_writes;
+} se_header;
+_Static_assert(sizeof(se_header) == 144, "header");
+_Static_assert(offsetof(se_header, slots_offset) == 40, "header.slots_offset");
+_Static_assert(offsetof(se_header, pid_namespace) == 104, "header.pid_namespace");
+
+/* At SE_PAGE in the control segment. Writer: the holder of the mutex, where nothing else is said. */
+typedef struct {
+    _Alignas(SE_LINE) pthread_mutex_t mutex;
+    se_word owner_pid;
+
+    _Alignas(SE_LINE) se_word commit_version; /* THE commit point */
+    se_word durable_version;                  /* coordinator */
+    se_word last_timestamp;
+    se_word root; /* the index: 0, or a node, or a leaf | 1 */
+
+    _Alignas(SE_LINE) se_word trim_horizon; /* a snapshot below it may meet cuts */
+    se_word trim_effective;                 /* what trimming may use now */
+    se_word removed_horizon;                /* newest tombstone whose leaf was removed */
+    se_word run_epoch;                      /* changes when a run's leaf comes or goes */
+    se_word safe_epoch;                     /* blocks retired up to here may be freed */
+
+    _Alignas(SE_LINE) se_word arena_bump;
+    se_word arena_free;      /* bytes on the free lists (recounted after a death) */
+    se_word arena_allocated; /* any client, grows only: bytes backed by memory */
+    se_word arena_exhausted; /* any client: 1 = the last attempt to grow found no memory */
+
+    _Alignas(SE_LINE) se_word ring_offset; /* the retire ring */
+    se_word ring_capacity;
+    se_word ring_head;
+    se_word ring_tail;
+    se_word chain_next; /* where the chain that is being freed goes on */
+    se_word retired_size; /* bytes waiting in the ring (estimate) */
+
+    _Alignas(SE_LINE) se_word undo_version; /* the version being committed; see undo.h */
+    se_word undo_count;
+    se_word taken_count;
+    se_word undo_allocated;  /* entries backed by memory */
+    se_word taken_allocated; /* entries backed by memory */
+
+    _Alignas(SE_LINE) se_word live_keys;
+    se_word ttl_keys;     /* records with an expiry ever written */
+    se_word garbage_size; /* superseded bytes that retention allows to go (estimate) */
+    se_word trimmed_versions;
+    se_word pressure_trimmed; /* of these, by the high-water rule */
+    se_word commits;
+    se_word conflicts;
+    se_word recoveries; /* deaths of a holder that were mended */
+    se_word reaped_clients;
+
+    _Alignas(SE_LINE) se_word timing; /* anyone: 1 = count time in the critical section */
+    se_word section_update_ns;
+    se_word section_update_count;
+    se_word section_insert_ns;
+    se_word section_insert_count;
+
+    _Alignas(SE_LINE) se_word32 keeper_bell; /* anyone rings; the keeper sleeps on it */
+    se_word32 phase;                         /* coordinator */
+    se_word keeper_identity;                 /* who does the coordinator's duties */
+
+    _Alignas(SE_LINE) se_word slot_high; /* anyone raises: slots at or above it were never used */
+    se_word snapshot_high;               /* anyone raises: the same for snapshots */
+
+    _Alignas(SE_LINE) se_word pending[SE_CLIENTS_MAX / 64]; /* any client sets, the holder clears */
+    _Alignas(SE_LINE) se_word free_head[SE_CLASS_COUNT];
+} se_sequencer;
+_Static_assert(offsetof(se_sequencer, commit_version) == 64, "sequencer.commit_version");
+_Static_assert(offsetof(se_sequencer, trim_horizon) == 128, "sequencer.trim_horizon");
+_Static_assert(offsetof(se_sequencer, arena_bump) == 192, "sequencer.arena_bump");
+_Static_assert(offsetof(se_sequencer, ring_offset) == 256, "sequencer.ring_offset");
+_Static_assert(offsetof(se_sequencer, undo_version) == 320, "sequencer.undo_version");
+_Static_assert(sizeof(se_sequencer) <= SE_PAGE, "sequencer fits its page");
+
+enum { SE_REQUEST_IDLE = 0, SE_REQUEST_PENDING = 1, SE_REQUEST_TAKEN = 2 };
+enum { SE_SLOT_THREAD = 1, SE_SLOT_MEMBER = 2 };
+
+/* One per thread that uses the database, and one "member" per handle, which keeps it open. */
+typedef struct {
+    _Alignas(SE_LINE) se_word identity; /* 0 free, else start time << 32 | pid; by compare-and-swap */
+    se_word kind;                       /* the owner */
+
+    _Alignas(SE_LINE) se_word pin; /* the owner: 0, or the pinned epoch + 1 */
+
+    _Alignas(SE_LINE) se_word32 request_state; /* owner: idle/pending; holder: pending -> taken */
+    se_word32 request_seq;                     /* owner */
+    se_word request_size;                      /* owner: bytes of the write set */
+    se_word request_ops;                       /* owner */
+    se_word request_snapshot;                  /* owner: CHECK means "unchanged since" */
+    se_word request_now_us;                    /* owner */
+    se_word request_run_leaf;                  /* owner: the run's record, 0 = not registered */
+    se_word request_run_epoch;                 /* owner */
+
+    _Alignas(SE_LINE) se_word32 reply_seq; /* holder; the owner parks on it */
+    se_word32 parked;                      /* owner sets, holder clears */
+    se_word outcome_seq;                   /* holder, through the undo log */
+    se_word reply_status;                  /* holder */
+    se_word reply_version;                 /* holder */
+    se_word reply_timestamp;               /* holder */
+    se_word reply_detail;                  /* holder: what was found */
+    se_word reply_op;                      /* holder: which operation failed */
+} se_slot;
+_Static_assert(sizeof(se_slot) == 256, "slot");
+_Static_assert(offsetof(se_slot, reply_seq) == 192, "slot.reply_seq");
+
+/* An announced snapshot: the versions it sees are not trimmed. */
+typedef struct {
+    se_word identity; /* 0 free, else the process that owns the entry */
+    se_word version;  /* SE_NO_SNAPSHOT: none at the moment */
+} se_snapshot;
+_Static_assert(sizeof(se_snapshot) == 16, "snapshot");
+
+typedef struct {
+    se_word ref;
+    se_word old;
+} se_undo_entry;
+_Static_assert(sizeof(se_undo_entry) == 16, "undo entry");
+
+/* A block waiting until no pinned epoch can see it. */
+typedef struct {
+    se_word block; /* class << 57 | chain << 56 | freeing << 55 | offset */
+    se_word epoch; /* the version at which it was unlinked */
+} se_retired;
+_Static_assert(sizeof(se_retired) == 16, "retired");
+
+/* One version of one key. Immutable once published, but for prev, which may become SE_CUT. */
+typedef struct {
+    se_word prev; /* 0 first version, SE_CUT older ones were trimmed, else the older record */
+    uint64_t version;
+    uint64_t timestamp_us;
+    uint64_t expires_us; /* 0 = never */
+    uint32_t value_size;
+    uint32_t flags;
+    uint8_t value[];
+} se_record;
+_Static_assert(sizeof(se_record) == 40, "record");
+#define SE_CUT 1u
+#define SE_RECORD_TOMBSTONE 1u
+
+typedef struct {
+    se_word head; /* the newest record, or SE_LEAF_REMOVED; the only word readers race on */
+    uint16_t key_size;
+    uint8_t key[];
+} se_leaf;
+#define SE_LEAF_KEY_OFFSET 10u
+_Static_assert(offsetof(se_leaf, key) == SE_LEAF_KEY_OFFSET, "leaf");
+#define SE_LEAF_REMOVED 1u
+
+typedef struct {
+    se_word meta;  /* type | prefix size << 8; never changes */
+    se_word count; /* children in use; grows by one release store */
+    uint8_t prefix[];
+} se_node;
+_Static_assert(sizeof(se_node) == 16, "node");
+enum { SE_NODE4 = 1, SE_NODE16 = 2, SE_NODE48 = 3, SE_NODE256 = 4 };
+
+enum {
+    SE_OP_PUT = 1,
+    SE_OP_DELETE = 2, /* argument: 0, or the only version that may be deleted */
+    SE_OP_CHECK = 3,  /* the key has not changed since request_snapshot */
+    SE_OP_EXPECT = 4, /* argument: the current version must be this; 0 = absent */
+    SE_OP_INCREMENT = 5,
+    SE_OP_CHECK_RANGE = 6 /* nothing with this prefix has changed since request_snapshot */
+};
+
+/* One operation of a write set; key and value follow, the whole padded to 8 bytes. */
+typedef struct {
+    uint8_t kind;
+    uint8_t flags;
+    uint16_t key_size;
+    uint32_t value_size;
+    uint64_t leaf; /* where the client found the key, 0 = nowhere; a hint, checked */
+    uint64_t expires_us;
+    int64_t argument;
+    int64_t result; /* written by the holder: see request.h */
+} se_op;
+_Static_assert(sizeof(se_op) == 40, "op");
+
+enum { SE_RUN_UNREGISTERED = 0, SE_RUN_ACTIVE = 1 }; /* others: see keys.py; none accepts writes */
+enum { SE_RETAIN_DEFAULT = 0, SE_RETAIN_ALL = 1, SE_RETAIN_LAST = 2, SE_RETAIN_FOR = 3 };
+
+/* The value of a run's own record, under run id | SE_TAG_RUN | 0. */
+typedef struct {
+    uint8_t status;
+    uint8_t retention_kind;
+    uint8_t zero[6];
+    uint64_t retention_argument; /* versions, or microseconds */
+} se_run_record;
+_Static_assert(sizeof(se_run_record) == 16, "run record");
+#define SE_RUN_ID_SIZE 16u
+#define SE_TAG_RUN 0x05u
+
+#endif

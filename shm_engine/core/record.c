@@ -1,0 +1,103 @@
+/* record.c - find the visible version, make one, trim the old ones. */
+#include "record.h"
+
+#include "retire.h"
+#include "undo.h"
+
+se_status se_record_older(const se_store *store, const se_record *record,
+                          const se_record **older) {
+    uint64_t prev = se_load_acquire(&record->prev);
+    *older = NULL;
+    if (prev == 0)
+        return SE_OK;
+    if (prev == SE_CUT)
+        return SE_TRIMMED;
+    *older = se_record_at(store, prev);
+    return *older ? SE_OK : SE_CORRUPT;
+}
+
+se_status se_record_visible(const se_store *store, const se_leaf *leaf, uint64_t snapshot,
+                            const se_record **found) {
+    uint64_t offset = se_load_acquire(&leaf->head);
+    *found = NULL;
+    if (offset == SE_LEAF_REMOVED)
+        return SE_TRIMMED; /* the caller looks the key up again */
+    const se_record *record = se_record_at(store, offset);
+    if (SE_UNLIKELY(!record))
+        return SE_CORRUPT;
+    while (SE_UNLIKELY(record->version > snapshot)) {
+        SE_TRY(se_record_older(store, record, &record));
+        if (!record)
+            return SE_OK;
+    }
+    *found = record;
+    return SE_OK;
+}
+
+se_status se_record_make(se_store *store, uint64_t prev, uint64_t version, uint64_t timestamp_us,
+                         uint64_t expires_us, uint32_t flags, const void *value,
+                         uint32_t value_size, uint64_t *offset) {
+    SE_TRY(se_arena_take(store, sizeof(se_record) + value_size, offset));
+    se_record *record = se_at(store, *offset, sizeof(se_record) + value_size);
+    if (SE_UNLIKELY(!record))
+        return SE_CORRUPT;
+    se_store_relaxed(&record->prev, prev);
+    record->version = version;
+    record->timestamp_us = timestamp_us;
+    record->expires_us = expires_us;
+    record->value_size = value_size;
+    record->flags = flags;
+    se_copy_private(record->value, value, value_size);
+    return SE_OK;
+}
+
+/* May everything behind this record go? kept: how many records there are up to it, itself included. */
+static bool last_needed(const se_store *store, const se_record *record, uint64_t kept,
+                        const se_retention *retention, uint64_t now_us, uint64_t pressure) {
+    if (record->version > se_load_relaxed(&store->seq->trim_effective))
+        return false;
+    switch (retention->kind) {
+    case SE_RETAIN_LAST:
+        return kept >= retention->argument;
+    case SE_RETAIN_FOR:
+        return record->timestamp_us + retention->argument <= now_us;
+    case SE_RETAIN_DEFAULT:
+        return record->version <= pressure;
+    default:
+        return false;
+    }
+}
+
+#define TRIM_WALK_MAX 4096u
+
+se_status se_record_trim(se_store *store, se_leaf *leaf, const se_retention *retention,
+                         uint64_t now_us, uint64_t pressure, bool *alone) {
+    se_sequencer *seq = store->seq;
+    *alone = false;
+    uint64_t head = se_load_relaxed(&leaf->head);
+    se_record *record = se_record_at(store, head);
+    if (!record)
+        return SE_CORRUPT;
+    for (uint64_t kept = 1; kept <= TRIM_WALK_MAX; kept++) {
+        uint64_t prev = se_load_relaxed(&record->prev);
+        if (last_needed(store, record, kept, retention, now_us, pressure)) {
+            if (prev > SE_CUT) {
+                const se_record *older = se_record_at(store, prev);
+                if (!older)
+                    return SE_CORRUPT;
+                se_undo_store(store, &record->prev, SE_CUT);
+                SE_TRY(se_retire(store, se_record_block(prev, older) | SE_BLOCK_CHAIN));
+                se_word *counter = pressure ? &seq->pressure_trimmed : &seq->trimmed_versions;
+                se_store_relaxed(counter, se_load_relaxed(counter) + 1);
+            }
+            *alone = kept == 1 && (record->flags & SE_RECORD_TOMBSTONE) != 0;
+            return SE_OK;
+        }
+        if (prev <= SE_CUT)
+            return SE_OK;
+        record = se_record_at(store, prev);
+        if (!record)
+            return SE_CORRUPT;
+    }
+    return SE_OK;
+}

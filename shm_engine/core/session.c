@@ -1,0 +1,327 @@
+/* session.c - build, submit, wait, withdraw. */
+#include "session.h"
+
+#include <errno.h>
+#include <sched.h>
+
+#include "arena.h"
+#include "client.h"
+#include "futex.h"
+#include "index.h"
+#include "sequencer.h"
+#include "sweep.h"
+
+#define AREA_FIRST (4u * SE_PAGE)
+#define AREA_KEEP (UINT64_C(1) << 20)
+#define SPIN_ROUNDS 12
+#define SPIN_STEPS 40
+#define YIELD_ROUNDS 6
+#define PARK_NS 1000000u
+
+se_status se_session_open(se_session *session, se_store *store) {
+    memset(session, 0, sizeof *session);
+    session->store = store;
+    session->area_backed = AREA_FIRST;
+    return se_client_join(store, SE_SLOT_THREAD, &session->slot);
+}
+
+void se_session_close(se_session *session) { se_client_leave(session->store, session->slot); }
+
+uint64_t se_session_pin(se_session *session) {
+    if (session->pin_depth++ == 0)
+        session->pin_epoch = se_pin(session->store, session->slot);
+    return session->pin_epoch;
+}
+
+void se_session_unpin(se_session *session) {
+    SE_ASSERT(session->pin_depth > 0);
+    if (--session->pin_depth == 0)
+        se_unpin(session->store, session->slot);
+}
+
+static se_slot *slot_of(const se_session *session) {
+    return &session->store->slots[session->slot];
+}
+
+static bool replied(const se_session *session) {
+    const se_slot *slot = slot_of(session);
+    return se_load_acquire_u32(&slot->reply_seq) == se_load_relaxed_u32(&slot->request_seq);
+}
+
+static se_status find_run(se_session *session) {
+    se_store *store = session->store;
+    uint8_t key[SE_RUN_ID_SIZE + 2];
+    memcpy(key, session->run, SE_RUN_ID_SIZE);
+    key[SE_RUN_ID_SIZE] = SE_TAG_RUN;
+    key[SE_RUN_ID_SIZE + 1] = 0;
+    session->run_epoch = se_load_acquire(&store->seq->run_epoch);
+    SE_TRY(se_index_find(store, key, sizeof key, &session->run_leaf));
+    session->run_known = true;
+    return SE_OK;
+}
+
+se_status se_session_begin(se_session *session, const uint8_t *run, uint64_t now_us,
+                           uint64_t snapshot) {
+    se_slot *slot = slot_of(session);
+    SE_ASSERT(!session->waiting);
+    session->used = 0;
+    session->op_count = 0;
+    (void)se_session_pin(session);
+    bool same = session->run_known && memcmp(session->run, run, SE_RUN_ID_SIZE) == 0 &&
+                session->run_epoch == se_load_acquire(&session->store->seq->run_epoch);
+    if (!same) {
+        memcpy(session->run, run, SE_RUN_ID_SIZE);
+        se_status status = find_run(session);
+        if (status != SE_OK) {
+            se_session_unpin(session);
+            return status;
+        }
+    }
+    se_store_relaxed(&slot->request_now_us, now_us);
+    se_store_relaxed(&slot->request_snapshot, snapshot);
+    return SE_OK;
+}
+
+void se_session_abandon(se_session *session) {
+    session->used = 0;
+    session->op_count = 0;
+    se_session_unpin(session);
+}
+
+static se_status area_reserve(se_session *session, uint64_t need) {
+    if (SE_LIKELY(need <= session->area_backed))
+        return SE_OK;
+    se_store *store = session->store;
+    if (need > store->header->request_size)
+        return SE_TOO_LARGE;
+    uint64_t wider = session->area_backed;
+    while (wider < need)
+        wider *= 2;
+    SE_TRY(se_back_with_memory(store->control_fd,
+                               (uint64_t)(se_request_area(store, session->slot) - store->control),
+                               wider));
+    session->area_backed = wider;
+    return SE_OK;
+}
+
+se_status se_session_add(se_session *session, uint32_t kind, const uint8_t *key,
+                         uint32_t key_size, const void *value, uint32_t value_size,
+                         uint64_t expires_us, int64_t argument) {
+    se_store *store = session->store;
+    uint64_t size = (sizeof(se_op) + key_size + (uint64_t)value_size + 7) & ~UINT64_C(7);
+    uint64_t leaf = 0;
+    if (session->op_count >= SE_OPS_MAX)
+        return SE_TOO_LARGE;
+    SE_TRY(area_reserve(session, session->used + size));
+    if (kind != SE_OP_CHECK_RANGE)
+        SE_TRY(se_index_find(store, key, key_size, &leaf));
+    se_op *op = (se_op *)(se_request_area(store, session->slot) + session->used);
+    op->kind = (uint8_t)kind;
+    op->flags = 0;
+    op->key_size = (uint16_t)key_size;
+    op->value_size = value_size;
+    op->leaf = leaf;
+    op->expires_us = expires_us;
+    op->argument = argument;
+    op->result = 0;
+    memcpy(op + 1, key, key_size);
+    if (value_size)
+        memcpy((uint8_t *)(op + 1) + key_size, value, value_size);
+    session->used += size;
+    session->op_count++;
+    return SE_OK;
+}
+
+/* With the sequencer in hand: my request first, then the others'. */
+static void serve_all(se_session *session) {
+    se_store *store = session->store;
+    uint64_t bit = UINT64_C(1) << (session->slot % 64);
+    se_word *pending = &store->seq->pending[session->slot / 64];
+    if (se_load_relaxed(pending) & bit)
+        se_fetch_and(pending, ~bit);
+    if (!replied(session))
+        se_sequencer_serve(store, session->slot);
+    if (se_sequencer_has_pending(store))
+        se_sequencer_drain(store);
+    se_sequencer_finish(store);
+}
+
+static se_status send(se_session *session) {
+    se_slot *slot = slot_of(session);
+    se_store_relaxed(&slot->request_size, session->used);
+    se_store_relaxed(&slot->request_ops, session->op_count);
+    se_store_relaxed(&slot->request_run_leaf, session->run_leaf);
+    se_store_relaxed(&slot->request_run_epoch, session->run_epoch);
+    se_store_relaxed_u32(&slot->request_seq, se_load_relaxed_u32(&slot->request_seq) + 1);
+    se_store_release_u32(&slot->request_state, SE_REQUEST_PENDING);
+    session->waiting = true;
+    se_status status = se_sequencer_try(session->store);
+    if (SE_LIKELY(status == SE_OK)) {
+        serve_all(session);
+        return SE_OK;
+    }
+    if (status == SE_BUSY)
+        se_fetch_or(&session->store->seq->pending[session->slot / 64],
+                    UINT64_C(1) << (session->slot % 64));
+    return status;
+}
+
+se_status se_session_submit(se_session *session) {
+    se_store *store = session->store;
+    uint64_t margin = store->header->reserve_size + (UINT64_C(256) << 10) + session->used * 2;
+    uint64_t bump = se_load_relaxed(&store->seq->arena_bump);
+    if (SE_UNLIKELY(bump + margin > se_load_acquire(&store->seq->arena_allocated)))
+        (void)se_arena_grow(store, SE_GROW_AHEAD); /* full: freed blocks may still do */
+    se_arena_map_ahead(store);
+    return send(session);
+}
+
+static bool spin(se_session *session, int steps) {
+    for (int step = 0; step < steps; step++) {
+        if (replied(session))
+            return true;
+        se_pause();
+    }
+    return false;
+}
+
+se_status se_session_wait(se_session *session, uint64_t bound_ns) {
+    se_slot *slot = slot_of(session);
+    uint64_t start_ns = se_clock_ns();
+    for (int round = 0;; round++) {
+        if (spin(session, SPIN_STEPS))
+            return SE_OK;
+        se_status status = se_sequencer_try(session->store);
+        if (status == SE_OK) {
+            serve_all(session);
+            return SE_OK;
+        }
+        if (status != SE_BUSY)
+            return status;
+        if (round < SPIN_ROUNDS)
+            continue;
+        if (round < SPIN_ROUNDS + YIELD_ROUNDS) {
+            sched_yield();
+            continue;
+        }
+        uint32_t seen = se_load_acquire_u32(&slot->reply_seq);
+        se_store_relaxed_u32(&slot->parked, 1);
+        se_fence_full();
+        if (!replied(session)) {
+            long rc = se_futex_wait(&slot->reply_seq, seen, PARK_NS);
+            if (rc != 0 && errno == EINTR)
+                return SE_BUSY;
+        }
+        se_store_relaxed_u32(&slot->parked, 0);
+        if (se_clock_ns() - start_ns > bound_ns)
+            return replied(session) ? SE_OK : SE_BUSY;
+    }
+}
+
+static void finish(se_session *session) {
+    session->waiting = false;
+    se_session_unpin(session);
+}
+
+se_status se_session_withdraw(se_session *session) {
+    se_slot *slot = slot_of(session);
+    if (replied(session))
+        return SE_BUSY;
+    if (!se_swap_if_equal_u32(&slot->request_state, SE_REQUEST_PENDING, SE_REQUEST_IDLE))
+        return replied(session) ? SE_BUSY : SE_IN_DOUBT;
+    se_fetch_and(&session->store->seq->pending[session->slot / 64],
+                 ~(UINT64_C(1) << (session->slot % 64)));
+    finish(session);
+    return SE_OK;
+}
+
+/* Shared memory is used up: frees what retention and the high-water rule let go. */
+static se_status make_room(se_session *session, uint64_t need) {
+    se_store *store = session->store;
+    uint64_t before = se_arena_used(store);
+    /* The pin would hold back what is freed; the leaves found are looked up again. */
+    se_session_unpin(session);
+    se_status status = se_sweep_for_room(store, need);
+    (void)se_session_pin(session);
+    if (status == SE_OK && se_arena_used(store) + need > before)
+        status = SE_FULL;
+    return status;
+}
+
+static void forget_hints(se_session *session) {
+    uint8_t *area = se_request_area(session->store, session->slot);
+    for (uint64_t at = 0; at < session->used;) {
+        se_op *op = (se_op *)(area + at);
+        op->leaf = 0;
+        at += (sizeof(se_op) + op->key_size + (uint64_t)op->value_size + 7) & ~UINT64_C(7);
+    }
+    session->run_known = false;
+}
+
+static se_status repair(se_session *session, se_status status) {
+    se_store *store = session->store;
+    if (status == SE_STALE_RUN) {
+        SE_TRY(find_run(session));
+        return SE_OK;
+    }
+    uint64_t need = session->used * 2 + session->op_count * 256 + (UINT64_C(64) << 10);
+    if (se_arena_grow(store, (need + SE_PAGE - 1) & ~(uint64_t)(SE_PAGE - 1)) == SE_OK)
+        return SE_OK;
+    status = make_room(session, session->used + session->op_count * 64);
+    forget_hints(session);
+    return status == SE_OK ? find_run(session) : status;
+}
+
+se_status se_session_outcome(se_session *session) {
+    se_status status = (se_status)se_load_relaxed(&slot_of(session)->reply_status);
+    while (status == SE_NEED_SPACE || status == SE_STALE_RUN) {
+        session->waiting = false;
+        status = repair(session, status);
+        if (status != SE_OK)
+            break;
+        status = send(session);
+        if (status != SE_OK)
+            return status;
+        status = (se_status)se_load_relaxed(&slot_of(session)->reply_status);
+    }
+    finish(session);
+    if (session->area_backed > AREA_KEEP && session->used < AREA_FIRST) {
+        session->area_backed = AREA_KEEP;
+        se_release_memory(session->store->control_fd,
+                          (uint64_t)(se_request_area(session->store, session->slot) -
+                                     session->store->control) + AREA_KEEP,
+                          session->store->header->request_size - AREA_KEEP);
+    }
+    return status;
+}
+
+uint64_t se_session_reply_version(const se_session *session) {
+    return se_load_relaxed(&slot_of(session)->reply_version);
+}
+
+uint64_t se_session_reply_timestamp(const se_session *session) {
+    return se_load_relaxed(&slot_of(session)->reply_timestamp);
+}
+
+uint64_t se_session_reply_detail(const se_session *session) {
+    return se_load_relaxed(&slot_of(session)->reply_detail);
+}
+
+uint64_t se_session_reply_op(const se_session *session) {
+    return se_load_relaxed(&slot_of(session)->reply_op);
+}
+
+int64_t se_session_first_result(const se_session *session) {
+    return ((const se_op *)se_request_area(session->store, session->slot))->result;
+}
+
+uint64_t se_session_count_results(const se_session *session, uint32_t kind) {
+    const uint8_t *area = se_request_area(session->store, session->slot);
+    uint64_t count = 0;
+    for (uint64_t at = 0; at < session->used;) {
+        const se_op *op = (const se_op *)(area + at);
+        count += op->kind == kind && op->result != 0;
+        at += (sizeof(se_op) + op->key_size + (uint64_t)op->value_size + 7) & ~UINT64_C(7);
+    }
+    return count;
+}

@@ -1,0 +1,204 @@
+"""summary.py - the summary of a run of the demo, for people and as JSON.
+
+Why:        both come from one dictionary, so that they cannot tell different things.
+Used by:    the parent, one thread
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from shm_engine.demo.results import Results
+from shm_engine.demo.survey import SourceTree, printable
+from shm_engine.demo.view import plural, shorten
+
+TOP_COUNT = 10
+SKIPPED_SHOWN_MAX = 10
+DIFFERENCES_SHOWN_MAX = 20
+
+_TOTALS = ("files", "skipped", "bytes", "lines", "functions", "classes", "imports")
+
+
+def summarize(results: Results, tree: SourceTree) -> dict[str, Any]:
+    """What one snapshot says about the tree, as plain values."""
+    return {
+        "folder": printable(tree.root),
+        "snapshot_version": results.version,
+        "totals": {name: results.total(name) for name in _TOTALS}
+        | {"modules_imported": results.modules_imported()},
+        "most_imported": [
+            {"module": module, "imports": count}
+            for module, count in results.most_imported(TOP_COUNT)
+        ],
+        "largest_files": [
+            {"path": printable(path), "bytes": facts.size, "lines": facts.lines}
+            for path, facts in results.largest_files(TOP_COUNT)
+        ],
+        "skipped": [
+            {"path": printable(path), "kind": skipped.kind, "reason": skipped.reason}
+            for path, skipped in [*results.skipped(), *tree.skipped]
+        ],
+        "folders_left_out": tree.folders_left_out,
+        "links_not_followed": tree.links_not_followed,
+    }
+
+
+def print_summary(console: Console, summary: dict[str, Any]) -> None:
+    """The summary for people, no wider than the console."""
+    _print_totals(console, summary)
+    _print_top(console, summary)
+    _print_skipped(console, summary)
+    _print_pool(console, summary)
+    _print_verdict(console, summary)
+
+
+def _line(console: Console, text: str, style: str = "", indent: int = 0) -> None:
+    """One line; wrapped at words on a terminal, whole in a pipe or a log."""
+    if console.is_terminal:
+        console.print(Padding(Text(text, style=style), (0, 0, 0, indent)))
+    else:
+        console.print(Text(" " * indent + text, style=style), soft_wrap=True)
+
+
+def _item(console: Console, text: str) -> None:
+    """One line of a list; where it is wrapped, the rest stands further in."""
+    if not console.is_terminal:
+        _line(console, text, indent=2)
+        return
+    lines = Text(text).wrap(console, max(20, console.width - 4))
+    for number, line in enumerate(lines):
+        console.print(Padding(line, (0, 0, 0, 4 if number else 2)))
+
+
+def _print_totals(console: Console, summary: dict[str, Any]) -> None:
+    totals = summary["totals"]
+    version = summary["snapshot_version"]
+    _line(console, "")
+    _line(console, f"Summary, read from one snapshot (version {version:,})", "bold")
+    _item(
+        console,
+        f"{plural(totals['files'], 'file')}, {plural(totals['lines'], 'line')},"
+        f" {plural(totals['functions'], 'function')}, {plural(totals['classes'], 'class', 'es')},",
+    )
+    _item(
+        console,
+        f"{plural(totals['imports'], 'import')}"
+        f" of {plural(totals['modules_imported'], 'module')},"
+        f" {totals['bytes'] / 2**20:,.1f} MiB",
+    )
+
+
+def _print_top(console: Console, summary: dict[str, Any]) -> None:
+    if not summary["largest_files"]:
+        return
+    half = max(24, min(60, (console.width - 8) // 2))
+    modules = Table(box=None, pad_edge=False, header_style="bold", width=half - 8)
+    modules.add_column("most imported", no_wrap=True, overflow="ellipsis", ratio=1)
+    modules.add_column("imports", justify="right", no_wrap=True)
+    for entry in summary["most_imported"]:
+        modules.add_row(Text(printable(entry["module"])), f"{entry['imports']:,}")
+    files = Table(box=None, pad_edge=False, header_style="bold", width=half + 8)
+    files.add_column("largest files", no_wrap=True, overflow="ellipsis", ratio=1)
+    files.add_column("lines", justify="right", no_wrap=True)
+    files.add_column("KiB", justify="right", no_wrap=True)
+    for entry in summary["largest_files"]:
+        path = Text(shorten(entry["path"], half - 10))
+        files.add_row(path, f"{entry['lines']:,}", f"{entry['bytes'] / 1024:,.0f}")
+    both = Table.grid(padding=(0, 2))
+    both.add_row("", modules, files)
+    _line(console, "")
+    console.print(both)
+
+
+def _print_skipped(console: Console, summary: dict[str, Any]) -> None:
+    skipped = summary["skipped"]
+    _line(console, "")
+    if skipped:
+        kinds: dict[str, int] = {}
+        for entry in skipped:
+            kinds[entry["kind"]] = kinds.get(entry["kind"], 0) + 1
+        counted = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+        _line(console, f"Skipped: {counted}", "bold")
+        for entry in skipped[:SKIPPED_SHOWN_MAX]:
+            _item(console, f"{entry['path']}: {entry['reason']}")
+        if len(skipped) > SKIPPED_SHOWN_MAX:
+            _item(console, f"... and {len(skipped) - SKIPPED_SHOWN_MAX:,} more (--json lists all)")
+    else:
+        _line(console, "Skipped: no file")
+    if summary["folders_left_out"]:
+        count = plural(summary["folders_left_out"], "folder")
+        _item(console, f"not entered: {count} of installed packages")
+    if summary["links_not_followed"]:
+        count = plural(summary["links_not_followed"], "link")
+        _item(console, f"not followed: {count} to folders")
+
+
+def _print_pool(console: Console, summary: dict[str, Any]) -> None:
+    seconds = summary["seconds"]
+    if not summary["agents"]:
+        return
+    _line(console, "")
+    _line(console, "The pool", "bold")
+    for agent in summary["agents"]:
+        _item(
+            console,
+            f"worker {agent['worker']}: {plural(agent['files'], 'file')}"
+            f" ({agent['files_per_s']:,.0f}/s), {plural(agent['commits'], 'commit')},"
+            f" {plural(agent['conflicts'], 'conflict')}, {agent['state']}",
+        )
+    for death in summary["deaths"]:
+        _item(console, death_text(death))
+    if summary["workers"] == 1:
+        _item(console, "one worker only: none was killed, for nobody could take its file over")
+    killed = sum(death["planned"] for death in summary["deaths"])
+    pool = plural(summary["workers"], "worker") + (f", {killed} killed half-way" * bool(killed))
+    _item(
+        console,
+        f"{seconds['agents']:.1f} s with the store ({pool}),"
+        f" {seconds['recount']:.1f} s for the recount in one process without it",
+    )
+
+
+def death_text(death: dict[str, Any]) -> str:
+    """One sentence on an agent's death and what became of its file."""
+    how = "was killed with SIGKILL" if death["planned"] else f"died ({death['exit']})"
+    text = f"worker {death['worker']} (pid {death['pid']}) {how}"
+    if death["file"] is None:
+        return f"{text}, holding no file"
+    text += f", holding {death['file']}"
+    if death["taken_over_by"] is None:
+        return f"{text}; nobody took it over"
+    return f"{text}; worker {death['taken_over_by']} took it over after {death['after_ms']:.1f} ms"
+
+
+def _print_verdict(console: Console, summary: dict[str, Any]) -> None:
+    found = summary["differences"]
+    _line(console, "")
+    if not found and not summary["checked_files"]:
+        _line(console, "Nothing to check: this folder holds no file whose name ends in .py.")
+        return
+    if not found:
+        _line(
+            console,
+            f"Checked: {plural(summary['checked_files'], 'file')} and"
+            f" {plural(summary['checked_counters'], 'counter')} agree with the plain recount.",
+            "bold green",
+        )
+        return
+    places = plural(len(found), "place")
+    _line(console, f"DIFFERENT from the plain recount in {places}:", "bold red")
+    for text in found[:DIFFERENCES_SHOWN_MAX]:
+        _item(console, text)
+    if len(found) > DIFFERENCES_SHOWN_MAX:
+        _item(console, f"... and {len(found) - DIFFERENCES_SHOWN_MAX:,} more (--json lists all)")
+    if summary["modified_files"]:
+        _line(
+            console,
+            f"Modified while the demo ran: {plural(summary['modified_files'], 'file')};"
+            " that explains a difference there.",
+        )

@@ -1,0 +1,1 @@
+"""Worker pools and the swarm layer: processes that share one database."""
