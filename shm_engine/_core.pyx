@@ -18,7 +18,7 @@ import uuid
 
 import msgpack
 
-from shm_engine import errors, values
+from shm_engine import errors, keys, values
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
@@ -31,6 +31,9 @@ include "_declarations.pxi"
 
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+    ctypedef struct PyTypeObject:
+        void *tp_dict
+    void PyType_Modified(type kind)
 
 FORMAT_VERSION = SE_FORMAT_VERSION
 
@@ -125,7 +128,9 @@ cdef class RunId:
         return (RunId.from_bytes, (self.bytes,))
 
 
-RunId.DEFAULT = RunId("default")
+# The type's own dictionary: an extension type takes no new attributes from outside.
+(<dict> (<PyTypeObject *> RunId).tp_dict)["DEFAULT"] = RunId("default")
+PyType_Modified(RunId)
 
 
 cdef RunId as_run(object run):
@@ -397,6 +402,11 @@ cdef class Store:
         se_threads_close(self.threads_id)
         free(self.keeper)
         self.keeper = NULL
+        self.unmap()
+
+    cdef unmap(self):
+        os.close(self.store.control_fd)
+        os.close(self.store.data_fd)
         se_store_detach(&self.store)
 
     def __dealloc__(self):
@@ -405,7 +415,7 @@ cdef class Store:
             se_keeper_stop(self.thread)
         if self.is_open:
             se_threads_close(self.threads_id)
-            se_store_detach(&self.store)
+            self.unmap()
         free(self.keeper)
 
     cdef int check_open(self) except -1:
@@ -484,7 +494,9 @@ cdef class Store:
             raise errors.ConstraintViolation(
                 f"Incrementing {name!r} would leave the 64-bit signed range; its value stays.")
         if status == SE_RUN_CLOSED:
-            raise errors.RunError(None, detail, "The run is not active, so it takes no writes.")
+            state = keys.RUN_STATUS_NAMES.get(detail, f"status {detail}")
+            raise errors.RunError(None, state, f"The run is {state}, so it takes no writes; reads "
+                                  f"still work.")
         self.fail(status)
 
     # -- reading ------------------------------------------------------------------------------
@@ -773,7 +785,7 @@ cdef class Store:
 
     # -- writing ------------------------------------------------------------------------------
 
-    cdef bytes encode(self, value):
+    cpdef bytes encode(self, value):
         """The packed value, or the precise error of values.explain."""
         cdef bint binary = False
         cdef bytes packed
@@ -985,7 +997,8 @@ cdef class Store:
                                  for name in dict.fromkeys(names)], 0)[1]
 
     def commit(self, run, list ops, uint64_t snapshot):
-        """ops: (kind, tag, name, value, expires_us, argument). Returns (version, deleted, us)."""
+        """ops: (kind, tag, name, packed value or None, expires_us, argument); gives (version,
+        how many keys it deleted, timestamp_us)."""
         cdef _Buffer keys = _Buffer()
         cdef uint8_t key[KEY_MAX]
         cdef RunId run_id = as_run(run)
@@ -1000,8 +1013,7 @@ cdef class Store:
             key_size = <uint16_t> size
             keys.add(&key_size, 2)
             keys.add(key, size)
-            encoded.append((kind, self.encode(value) if kind == SE_OP_PUT else None, expires_us,
-                            argument))
+            encoded.append((kind, value, expires_us, argument))
             names.append(name)
         session = self.start(run_id, snapshot)
         for kind, packed, expires_us, argument in encoded:
@@ -1015,18 +1027,21 @@ cdef class Store:
                 se_session_count_results(session, SE_OP_DELETE),
                 se_session_reply_timestamp(session))
 
-    def put_run_record(self, run, bytes record not None, bint only_if_absent):
-        """The run's own record: status and retention, read inside every commit of the run."""
+    def put_run_record(self, run, bytes record not None, expected=None):
+        """The run's own record: status and retention, read inside every commit of the run.
+
+        None if expected is given and the record is at another version (0: absent)."""
         cdef uint8_t key[18]
         cdef RunId run_id = as_run(run)
+        cdef uint64_t version = 0 if expected is None else expected
         cdef se_session *session
         cdef se_status status
         memcpy(key, run_id.raw, 16)
         key[16] = 5
         key[17] = 0
         session = self.start(run_id, 0)
-        if only_if_absent:
-            self.add(session, SE_OP_EXPECT, key, 18, None, 0, 0)
+        if expected is not None:
+            self.add(session, SE_OP_EXPECT, key, 18, None, 0, <int64_t> version)
         self.add(session, SE_OP_PUT, key, 18, record, 0, 0)
         status = self.finish(session)
         if status == SE_MISMATCH:
@@ -1100,6 +1115,7 @@ cdef class Store:
             "arena_used_bytes": se_arena_used(&self.store),
             "arena_allocated_bytes": se_load_relaxed(&seq.arena_allocated),
             "map_size_bytes": self.store.header.data_size,
+            "snapshots": se_snapshot_count(&self.store),
             "retired_blocks": se_load_relaxed(&seq.ring_tail) - se_load_relaxed(&seq.ring_head),
             "section_update_ns": (se_load_relaxed(&seq.section_update_ns) / updates
                                   if updates else None),

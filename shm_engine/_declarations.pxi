@@ -73,7 +73,6 @@ cdef extern from "atomics.h" nogil:
     uint64_t se_load_relaxed(const se_word *word)
     uint32_t se_load_acquire_u32(const se_word32 *word)
     void se_store_relaxed(se_word *word, uint64_t value)
-    void se_store_full(se_word *word, uint64_t value)
     int se_swap_if_equal_u32(se_word32 *word, uint32_t expected, uint32_t value)
 
 
@@ -128,6 +127,7 @@ cdef extern from "client.h" nogil:
     void se_client_leave(se_store *store, uint32_t slot)
     uint32_t se_client_members(const se_store *store)
     uint32_t se_client_count(const se_store *store, uint32_t kind)
+    uint32_t se_snapshot_count(const se_store *store)
     se_status se_snapshot_claim(se_store *store, uint32_t *entry)
     void se_snapshot_release(se_store *store, uint32_t entry)
     se_status se_snapshot_open(se_store *store, uint32_t entry, uint64_t version,

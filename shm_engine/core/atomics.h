@@ -67,11 +67,6 @@ static inline void se_store_relaxed_u32(se_word32 *word, uint32_t value) {
     SE_STORE_POINT();
     atomic_store_explicit(word, value, memory_order_relaxed);
 }
-/* A store that no later load may overtake. */
-static inline void se_store_full(se_word *word, uint64_t value) {
-    SE_STORE_POINT();
-    (void)atomic_exchange_explicit(word, value, memory_order_seq_cst);
-}
 static inline int se_swap_if_equal(se_word *word, uint64_t expected, uint64_t value) {
     SE_STORE_POINT();
     return atomic_compare_exchange_strong_explicit(word, &expected, value, memory_order_seq_cst,

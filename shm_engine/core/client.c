@@ -99,6 +99,14 @@ uint32_t se_client_count(const se_store *store, uint32_t kind) {
     return count;
 }
 
+uint32_t se_snapshot_count(const se_store *store) {
+    uint32_t count = 0;
+    uint32_t snapshots = snapshot_high(store);
+    for (uint32_t index = 0; index < snapshots; index++)
+        count += se_load_relaxed(&store->snapshots[index].version) != SE_NO_SNAPSHOT;
+    return count;
+}
+
 uint32_t se_client_reap(se_store *store) {
     uint32_t reaped = 0;
     uint32_t high = slot_high(store);
@@ -150,7 +158,7 @@ uint64_t se_epoch_min(const se_store *store) {
 void se_horizon_update(se_store *store) {
     se_sequencer *seq = store->seq;
     uint64_t horizon = se_load_relaxed(&seq->commit_version);
-    se_store_full(&seq->trim_horizon, horizon);
+    se_store_relaxed(&seq->trim_horizon, horizon);
     se_fence_full();
     uint32_t snapshots = snapshot_high(store);
     for (uint32_t index = 0; index < snapshots; index++) {
@@ -184,7 +192,7 @@ se_status se_snapshot_open(se_store *store, uint32_t entry, uint64_t version, ui
     se_sequencer *seq = store->seq;
     for (;;) {
         uint64_t wanted = version == SE_NO_SNAPSHOT ? se_visible_version(store) : version;
-        se_store_full(&store->snapshots[entry].version, wanted);
+        se_store_relaxed(&store->snapshots[entry].version, wanted);
         se_fence_full();
         if (se_load_acquire(&seq->trim_horizon) <= wanted) {
             *opened = wanted;

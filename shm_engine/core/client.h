@@ -21,6 +21,8 @@ void se_client_leave(se_store *store, uint32_t slot);
 /* Handles of living processes, this one's included. */
 uint32_t se_client_members(const se_store *store);
 uint32_t se_client_count(const se_store *store, uint32_t kind);
+/* Announced snapshots, of all processes. */
+uint32_t se_snapshot_count(const se_store *store);
 /* Clears what dead processes left; the holder only. Returns how many slots. */
 uint32_t se_client_reap(se_store *store);
 /* The same, taking the sequencer if it is free. */
@@ -40,7 +42,7 @@ void se_snapshot_close(se_store *store, uint32_t entry);
 
 static inline uint64_t se_pin(se_store *store, uint32_t slot) {
     uint64_t epoch = se_load_acquire(&store->seq->commit_version);
-    se_store_full(&store->slots[slot].pin, epoch + 1);
+    se_store_relaxed(&store->slots[slot].pin, epoch + 1);
     se_fence_full();
     return epoch;
 }

@@ -253,7 +253,7 @@ static se_status open_run(commit *c) {
         return SE_OK;
     const se_run_record *run = (const se_run_record *)head->value;
     c->run = leaf->key;
-    c->run_closed = run->status != SE_RUN_ACTIVE;
+    c->run_closed = run->status > SE_RUN_ACTIVE;
     c->detail = run->status;
     c->retention.kind = run->retention_kind;
     c->retention.argument = run->retention_argument;

@@ -1,0 +1,1 @@
+"""The primitives: one class each, stateless faces over a Database."""

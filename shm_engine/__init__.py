@@ -1,0 +1,71 @@
+"""shm_engine - a transactional state store for AI agents, shared by all processes of one machine.
+
+The names below are loaded when they are first used, so that importing the package is quick.
+
+>>> import shm_engine
+>>> from shm_engine import Database, KVStore
+>>> with Database.ephemeral() as db:
+...     KVStore(db).put("default", "greeting", "hello")
+1
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shm_engine import errors as errors
+    from shm_engine._core import RunId as RunId
+    from shm_engine.database import Database as Database
+    from shm_engine.database import DatabaseMetrics as DatabaseMetrics
+    from shm_engine.durability import Durability as Durability
+    from shm_engine.primitives.kv import KVStore as KVStore
+    from shm_engine.retention import RetentionPolicy as RetentionPolicy
+    from shm_engine.transaction import Snapshot as Snapshot
+    from shm_engine.transaction import Transaction as Transaction
+    from shm_engine.versions import Version as Version
+    from shm_engine.versions import Versioned as Versioned
+
+_HOMES = {
+    "Database": "shm_engine.database",
+    "DatabaseMetrics": "shm_engine.database",
+    "Durability": "shm_engine.durability",
+    "KVStore": "shm_engine.primitives.kv",
+    "RetentionPolicy": "shm_engine.retention",
+    "RunId": "shm_engine._core",
+    "Snapshot": "shm_engine.transaction",
+    "Transaction": "shm_engine.transaction",
+    "Version": "shm_engine.versions",
+    "Versioned": "shm_engine.versions",
+}
+
+__all__ = [
+    "Database",
+    "DatabaseMetrics",
+    "Durability",
+    "KVStore",
+    "RetentionPolicy",
+    "RunId",
+    "Snapshot",
+    "Transaction",
+    "Version",
+    "Versioned",
+    "errors",
+]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("shm_engine.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shm_engine' has no attribute {name!r}")
+    found = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

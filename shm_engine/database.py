@@ -1,0 +1,672 @@
+"""database.py - Database, the handle of one process on one database.
+
+Why:        open(path) is all that a user does: it finds the database open and joins, or starts its
+            coordinator. The handle finds its way into other processes by pickling, survives fork,
+            and is safe to use from any thread.
+Used by:    any thread of any process
+Invariants: D1 while a living handle is a member, the segments stay; the last one to leave removes
+            them (ephemeral) or waits until the coordinator has (folder)
+            D2 closing twice does no harm; every other use after it raises Closed
+Crash:      a killed process is found dead by pid and start time; its slots, pins and snapshots are
+            cleared by the coordinator or by whoever needs a slot
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import random
+import stat
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from shm_engine import coordinator, errors, keys, values
+from shm_engine._core import RunId, Store, process_alive, to_run
+from shm_engine.durability import Durability
+from shm_engine.retention import RetentionPolicy
+from shm_engine.segments import MAP_SIZE_MIN, Segments, clear_leftovers, default_map_size
+from shm_engine.transaction import Snapshot, Transaction
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from shm_engine.engine import Engine
+
+__all__ = ["Database", "DatabaseMetrics"]
+
+T = TypeVar("T")
+MAX_CLIENTS: Final = 256
+RETRIES: Final = 3
+BACKOFF_FIRST_S: Final = 0.010
+BACKOFF_MAX_S: Final = 0.100
+JOIN_TRIES: Final = 200
+LEAVE_S: Final = 15.0
+KINDS: Final = ("in_memory", "no_durability", "buffered", "strict")
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseMetrics:
+    """Figures of the whole database, all processes together, since it was opened.
+
+    Attributes:
+        transactions_committed: Commits, single writes included.
+        transactions_aborted: Commits refused by a conflict.
+        transactions_active: Snapshots and transactions open now.
+        commit_rate: Committed by committed plus aborted; 1.0 before the first.
+        operations: Committed plus aborted.
+        version: The newest commit.
+        keys: Keys that have a value (all primitives; run records too).
+        conflicts: The same as transactions_aborted.
+        trimmed_versions, pressure_trimmed_versions: How often old history was cut by the run's
+            retention, and by the high-water rule.
+        recoveries: Deaths in the middle of a commit that were mended.
+        reaped_clients: Slots of dead processes that were cleared.
+        clients, handles: Threads that use the database, and open handles.
+        snapshots: The same as transactions_active.
+        arena_used_bytes, arena_allocated_bytes, map_size_bytes: Shared memory in blocks, backed,
+            and the bound.
+        retired_blocks: Blocks waiting for readers.
+        section_update_ns, section_insert_ns: Mean time in the critical section for each operation,
+            None unless timing was switched on.
+    """
+
+    transactions_committed: int
+    transactions_aborted: int
+    transactions_active: int
+    commit_rate: float
+    operations: int
+    version: int
+    keys: int
+    conflicts: int
+    trimmed_versions: int
+    pressure_trimmed_versions: int
+    recoveries: int
+    reaped_clients: int
+    clients: int
+    handles: int
+    snapshots: int
+    arena_used_bytes: int
+    arena_allocated_bytes: int
+    map_size_bytes: int
+    retired_blocks: int
+    section_update_ns: float | None
+    section_insert_ns: float | None
+
+
+_open_handles: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """At the end of the interpreter: segments of forgotten handles go too."""
+    for handle in list(_open_handles):
+        with suppress(Exception):
+            handle.close()
+
+
+atexit.register(_close_all)
+
+
+class Database:
+    """A handle on a database; made by `open`, `open_with_mode` or `ephemeral`.
+
+    A context manager (closes), thread-safe, picklable to processes of the same user on the same
+    machine (spawn, fork or forkserver), usable in a forked child.
+
+    >>> from shm_engine import Database, KVStore
+    >>> with Database.ephemeral() as db:
+    ...     kv = KVStore(db)
+    ...     run = db.begin_run()
+    ...     with db.begin(run) as txn:
+    ...         txn.kv_put("a", 1)
+    ...         txn.kv_put("b", [1, 2])
+    ...     kv.list_with_values(run)
+    [('a', 1), ('b', [1, 2])]
+    """
+
+    def __init__(self) -> None:
+        raise errors.InvalidOperation(
+            "A Database is made by Database.open(path) or Database.ephemeral()."
+        )
+
+    _store: Store
+    _path: Path | None
+    _segments: Segments
+    _options: coordinator.Options
+    _watch: _Watch | None
+
+    # -- opening ------------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        durability: Durability | None = None,
+        *,
+        map_size: int | None = None,
+        max_clients: int = MAX_CLIENTS,
+    ) -> Database:
+        """Opens the database in the folder `path`, or joins it if a process has it open.
+
+        Args:
+            path: A folder; made if it does not exist (its parents too), mode 0700.
+            durability: What a commit survives, strict by default. Joining adopts the mode that the
+                database has; asking for another one is InvalidOperation.
+            map_size: The most bytes of shared memory for data, from 1 MiB on; by default the
+                smaller of 16 GiB and half of /dev/shm. Only what is used is taken. Ignored when
+                joining.
+            max_clients: Slots, 1 to 4096; each thread and each handle takes one. Ignored when
+                joining.
+
+        Raises:
+            InvalidOperation: the path is a file, is another user's, or cannot be written; or the
+                mode differs; or the mode keeps a log (this release keeps data in memory alone).
+            StorageFull: /dev/shm has no room. Unavailable: no coordinator came up, or all slots
+                are taken. FormatMismatch: another build has it open.
+
+        Cost: joining about 2 ms, starting a coordinator about 150 ms.
+        """
+        wanted = Durability.strict() if durability is None else Durability.of(durability)
+        folder = _prepare_folder(path)
+        options = _options(wanted, map_size, max_clients)
+        return cls._join_folder(folder, options, wanted if durability is not None else None)
+
+    @classmethod
+    def open_with_mode(
+        cls,
+        path: str | os.PathLike[str],
+        mode: Durability | str,
+        *,
+        map_size: int | None = None,
+        max_clients: int = MAX_CLIENTS,
+    ) -> Database:
+        """`open` with the mode as second argument, a Durability or its name."""
+        return cls.open(path, Durability.of(mode), map_size=map_size, max_clients=max_clients)
+
+    @classmethod
+    def ephemeral(
+        cls, *, map_size: int | None = None, max_clients: int = MAX_CLIENTS
+    ) -> Database:
+        """Makes a database without a folder and without a process of its own.
+
+        The coordinator's duties run on a thread of this process. Other processes join through the
+        pickled handle. It is gone when the last handle is closed or the last process that has one
+        ends. Cost: about 1 ms. Raises StorageFull, ConstraintViolation.
+        """
+        options = _options(Durability.in_memory(), map_size, max_clients)
+        clear_leftovers()
+        segments = Segments.fresh()
+        store = segments.create(
+            map_size=options.map_size, max_clients=options.max_clients, durability_kind=0
+        )
+        store.join()
+        store.start_keeper()
+        return cls._make(store, None, segments, options)
+
+    @classmethod
+    def _make(
+        cls, store: Store, path: Path | None, segments: Segments, options: coordinator.Options
+    ) -> Database:
+        self = cls.__new__(cls)
+        self._store = store
+        self._path = path
+        self._segments = segments
+        self._options = options
+        self._owner_pid = os.getpid()
+        self._closed = False
+        self._closing = threading.Lock()
+        self._watch = _Watch(self) if path is not None else None
+        _open_handles.add(self)
+        return self
+
+    @classmethod
+    def _join_folder(
+        cls, folder: Path, options: coordinator.Options, wanted: Durability | None
+    ) -> Database:
+        for _ in range(JOIN_TRIES):
+            info = coordinator.read_info(folder)
+            if info is None or not info.is_alive():
+                _check_supported(options)
+                coordinator.start(folder, options)
+                continue
+            try:
+                store = info.segments.attach()
+            except errors.Closed:
+                coordinator.wait_for_end(info.identity, LEAVE_S)
+                continue
+            if store.join():
+                self = cls._make(store, folder, info.segments, options)
+                self._check_mode(wanted)
+                return self
+            store.close()
+            coordinator.wait_for_end(info.identity, LEAVE_S)
+        raise errors.Unavailable(f"{folder} was closed by others each time it was about to open.")
+
+    def _check_mode(self, wanted: Durability | None) -> None:
+        if wanted is not None and wanted != self.durability:
+            found = self.durability
+            self.close()
+            raise errors.InvalidOperation(
+                f"The database is open as {found}, so it cannot be joined as {wanted}. Leave the "
+                f"mode out to adopt the one it has, or close it everywhere first."
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._check_open()
+        return _rejoin, (self._path, self._segments, self._options)
+
+    # -- what it is ---------------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path | None:
+        """The folder, None for an ephemeral database."""
+        return self._path
+
+    @property
+    def is_ephemeral(self) -> bool:
+        """Whether it has no folder."""
+        return self._path is None
+
+    @property
+    def closed(self) -> bool:
+        """Whether this handle was closed."""
+        return self._closed
+
+    @property
+    def durability(self) -> Durability:
+        """The mode of the database."""
+        self._check_open()
+        kind, interval_ms, writes = self._store.durability()
+        return Durability(KINDS[kind], interval_ms, writes)
+
+    @property
+    def engine(self) -> Engine:
+        """What the primitives stand on."""
+        self._check_open()
+        return self._store
+
+    @property
+    def _engine(self) -> Store:
+        return self._store
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise errors.Closed("The database handle is closed; open the database again.")
+
+    def metrics(self) -> DatabaseMetrics:
+        """Figures of the whole database. Cost: about 10 us."""
+        self._check_open()
+        figures = self._store.figures()
+        committed, aborted = figures.pop("commits"), figures["conflicts"]
+        total = committed + aborted
+        return DatabaseMetrics(
+            transactions_committed=committed,
+            transactions_aborted=aborted,
+            transactions_active=figures["snapshots"],
+            commit_rate=committed / total if total else 1.0,
+            operations=total,
+            **figures,
+        )
+
+    # -- runs ---------------------------------------------------------------------------------
+
+    def begin_run(self, run_id: RunId | str | None = None) -> RunId:
+        """Registers an active run and returns its id; a new one if none is given.
+
+        Raises InvalidOperation if the run exists already.
+        """
+        self._check_open()
+        run = RunId.new() if run_id is None else to_run(run_id)
+        retention = None
+        expected = 0
+        found = self._store.get_run_record(run)
+        if found is not None:
+            status, retention = keys.unpack_run(found[0])
+            expected = found[1]
+            if status != keys.RUN_UNREGISTERED:
+                raise errors.InvalidOperation(f"The run {run} exists already; choose another id.")
+        record = keys.pack_run(keys.RUN_ACTIVE, retention)
+        if self._store.put_run_record(run, record, expected) is None:
+            raise errors.InvalidOperation(f"The run {run} exists already; choose another id.")
+        return run
+
+    def end_run(self, run_id: RunId | str) -> None:
+        """Completes an active run: from then on it takes no writes; reading goes on.
+
+        Raises NotFound for a run that was never begun, InvalidStatusTransition for one that has
+        ended.
+        """
+        self._check_open()
+        run = to_run(run_id)
+        while True:
+            found = self._store.get_run_record(run)
+            status, retention = keys.unpack_run(found[0]) if found else (0, None)
+            if found is None or status == keys.RUN_UNREGISTERED:
+                raise errors.NotFound(f"The run {run} was never begun; begin_run registers it.")
+            if status != keys.RUN_ACTIVE:
+                raise errors.InvalidStatusTransition(
+                    keys.RUN_STATUS_NAMES[status], keys.RUN_STATUS_NAMES[keys.RUN_COMPLETED]
+                )
+            record = keys.pack_run(keys.RUN_COMPLETED, retention)
+            if self._store.put_run_record(run, record, found[1]) is not None:
+                return
+
+    def set_retention(self, run_id: RunId | str, policy: RetentionPolicy) -> None:
+        """Decides how much history the run's keys keep, from now on and for what there is.
+
+        KeepLast and KeepFor are applied as keys are written and by the coordinator's sweeps; the
+        latest version always stays, and so does what an open snapshot needs. A run that never chose
+        keeps everything until the arena is three quarters full; then the oldest history goes first.
+        """
+        self._check_open()
+        if not isinstance(policy, RetentionPolicy):
+            raise errors.WrongType("RetentionPolicy", values.class_name(policy))
+        run = to_run(run_id)
+        while True:
+            found = self._store.get_run_record(run)
+            status = keys.unpack_run(found[0])[0] if found else keys.RUN_UNREGISTERED
+            record = keys.pack_run(status, policy)
+            expected = found[1] if found else 0
+            if self._store.put_run_record(run, record, expected) is not None:
+                return
+
+    def retention(self, run_id: RunId | str) -> RetentionPolicy:
+        """The run's retention, KeepAll if it never chose."""
+        self._check_open()
+        found = self._store.get_run_record(to_run(run_id))
+        policy = keys.unpack_run(found[0])[1] if found else None
+        return RetentionPolicy.KeepAll if policy is None else policy
+
+    # -- transactions -------------------------------------------------------------------------
+
+    def begin(
+        self,
+        run: RunId | str,
+        isolation: str = "snapshot",
+        timeout: timedelta | float | None = None,
+    ) -> Transaction:
+        """A transaction as a context manager: commits at the end, rolls back on an exception."""
+        self._check_open()
+        return Transaction(self._store, run, isolation, _seconds(timeout))
+
+    def transaction(
+        self,
+        run: RunId | str,
+        fn: Callable[[Transaction], T],
+        *,
+        max_retries: int = 0,
+        timeout: timedelta | float | None = None,
+        isolation: str = "snapshot",
+    ) -> T:
+        """Calls ``fn(txn)``, commits, and returns what it returned.
+
+        Args:
+            run: Whose keys the transaction is about.
+            fn: Called once; with `max_retries` again after each conflict, on a new snapshot. An
+                exception that it raises rolls back and comes through unchanged.
+            max_retries: How often a conflict is tried again, after 10 ms, then 20, ... 100, with
+                jitter.
+            timeout: Seconds for all tries together.
+            isolation: "snapshot" or "serializable", see `Transaction`.
+
+        Raises:
+            TransactionConflict: a key that was read changed, in the last try too.
+            TransactionTimeout: the time is over; nothing was written.
+        """
+        self._check_open()
+        if not callable(fn):
+            raise errors.WrongType("a callable", values.class_name(fn))
+        seconds = _seconds(timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        for attempt in range(max_retries + 1):
+            left = None if deadline is None else deadline - time.monotonic()
+            txn = Transaction(self._store, run, isolation, left)
+            try:
+                result = fn(txn)
+                if txn.is_active:
+                    txn.commit()
+                return result
+            except errors.TransactionConflict:
+                if attempt == max_retries:
+                    raise
+            finally:
+                txn.rollback()
+            pause = min(BACKOFF_FIRST_S * 2**attempt, BACKOFF_MAX_S) * random.uniform(0.5, 1.0)
+            if deadline is not None and time.monotonic() + pause >= deadline:
+                raise errors.TransactionTimeout(
+                    f"The transaction conflicted {attempt + 1} times and its time is over; "
+                    f"nothing was written."
+                )
+            time.sleep(pause)
+        raise errors.InternalError("A transaction ended without an outcome.")
+
+    def transaction_with_retry(
+        self,
+        run: RunId | str,
+        fn: Callable[[Transaction], T],
+        *,
+        max_retries: int = RETRIES,
+        timeout: timedelta | float | None = None,
+        isolation: str = "snapshot",
+    ) -> T:
+        """`transaction` that tries again, three times if nothing else is said."""
+        return self.transaction(
+            run, fn, max_retries=max_retries, timeout=timeout, isolation=isolation
+        )
+
+    def snapshot(self) -> Snapshot:
+        """The database as it is now, to read from at leisure. Close it; a context manager."""
+        self._check_open()
+        return Snapshot(self._store, self._store.open_pin())
+
+    # -- upkeep and end -----------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Returns when all commits so far are as durable as the mode makes them.
+
+        In memory that is at once.
+        """
+        self._check_open()
+
+    def checkpoint(self) -> None:
+        """Writes a checkpoint; a database in memory has none to write, so nothing happens."""
+        self._check_open()
+
+    def close(self) -> None:
+        """Gives this handle back; closing again does nothing.
+
+        The last handle of a folder returns when the coordinator has left. In another process (after
+        fork or pickling) close affects that process's handle alone.
+        """
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+        _open_handles.discard(self)
+        if self._watch is not None and self._owner_pid == os.getpid():
+            self._watch.stop()
+        if self._path is None:
+            self._leave_ephemeral()
+        else:
+            self._leave_folder(self._path)
+
+    def _leave_ephemeral(self) -> None:
+        self._store.leave()
+        with suppress(errors.Closed):
+            if self._store.try_leave_last():
+                self._segments.unlink()
+        self._store.close()
+
+    def _leave_folder(self, path: Path) -> None:
+        self._store.leave()
+        deadline = time.monotonic() + LEAVE_S
+        while self._store.members() == 0 and time.monotonic() < deadline:
+            info = coordinator.read_info(path)
+            if info is None or info.segments != self._segments:
+                break
+            if not info.is_alive():
+                coordinator.cleanup(path)
+                break
+            coordinator.wait_for_end(info.identity, 0.25)
+        self._store.close()
+
+    def __enter__(self) -> Database:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        where = "ephemeral" if self._path is None else str(self._path)
+        return f"<Database {where}{', closed' if self._closed else ''}>"
+
+
+class _Watch:
+    """Waits for the coordinator's death and brings up its successor.
+
+    A daemon thread that sleeps in the kernel; the file lock elects one of many.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = weakref.ref(database)
+        self._stop_reading, self._stop_writing = os.pipe()
+        self._thread = threading.Thread(
+            target=self._run, name="shm_engine-watch", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        os.write(self._stop_writing, b"x")
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+        os.close(self._stop_writing)
+
+    def _run(self) -> None:
+        try:
+            while self._watch_once():
+                pass
+        finally:
+            os.close(self._stop_reading)
+
+    def _watch_once(self) -> bool:
+        import select
+
+        database = self._database()
+        if database is None or database.closed or database.path is None:
+            return False
+        folder, segments, options = database.path, database._segments, database._options
+        del database
+        info = coordinator.read_info(folder)
+        if info is None or info.segments != segments:
+            return False
+        poll = select.poll()
+        poll.register(self._stop_reading, select.POLLIN)
+        try:
+            descriptor = os.pidfd_open(info.pid)
+        except OSError:
+            descriptor = None
+        try:
+            if descriptor is not None and process_alive(info.identity):
+                poll.register(descriptor, select.POLLIN)
+                ready = poll.poll()
+                if any(number == self._stop_reading for number, _ in ready):
+                    return False
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+        if not segments.exist():
+            return False
+        try:
+            coordinator.start(folder, options)
+        except errors.Error:
+            return not poll.poll(500)
+        return True
+
+
+def _rejoin(
+    path: Path | None, segments: Segments, options: coordinator.Options
+) -> Database:
+    """Unpickles a handle: joins the very database that it was open on."""
+    if path is not None:
+        info = coordinator.read_info(path)
+        if info is not None and info.is_alive():
+            segments = info.segments
+    store = segments.attach()
+    if not store.join():
+        store.close()
+        raise errors.Closed("The database was closed before this process could join it.")
+    return Database._make(store, path, segments, options)
+
+
+def _check_supported(options: coordinator.Options) -> None:
+    if options.durability_kind != KINDS.index("in_memory"):
+        raise errors.InvalidOperation(
+            f"This release keeps databases in memory alone; the mode "
+            f"{KINDS[options.durability_kind]!r} needs the log on disk, which comes with the next "
+            f"one. Open with Durability.in_memory()."
+        )
+
+
+def _seconds(duration: timedelta | float | None) -> float | None:
+    return None if duration is None else values.as_timedelta(duration, "timeout").total_seconds()
+
+
+def _options(
+    durability: Durability, map_size: int | None, max_clients: int
+) -> coordinator.Options:
+    for name, number in (("map_size", map_size), ("max_clients", max_clients)):
+        if number is not None and type(number) is not int:
+            raise errors.WrongType("int", values.class_name(number), f"{name} must be an int.")
+    size = default_map_size() if map_size is None else map_size
+    if not MAP_SIZE_MIN <= size <= 1 << 46:
+        raise errors.ConstraintViolation(
+            "map_size", f"map_size is {size}; give 1 MiB (1048576) to 64 TiB."
+        )
+    if not 1 <= max_clients <= 4096:
+        raise errors.ConstraintViolation(
+            "max_clients", f"max_clients is {max_clients}; give 1 to 4096."
+        )
+    return coordinator.Options(
+        size,
+        max_clients,
+        KINDS.index(durability.kind),
+        durability.flush_interval_ms,
+        durability.max_pending_writes,
+    )
+
+
+def _prepare_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder as an absolute path; made if it is missing."""
+    try:
+        folder = Path(path).expanduser().absolute()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except FileExistsError:
+        raise errors.InvalidOperation(
+            f"{path} is a file; a database is a folder. Name another path."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise errors.InvalidOperation(f"{path} cannot be a database's folder: {error}.") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise errors.InvalidOperation(f"{path} is no folder; a database is one.")
+    if found.st_uid != os.geteuid():
+        raise errors.InvalidOperation(
+            f"{path} belongs to user {found.st_uid}, not to you ({os.geteuid()}). A database is "
+            f"used by the processes of one user."
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise errors.InvalidOperation(f"{path} cannot be written; the database keeps files there.")
+    return folder

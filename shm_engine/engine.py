@@ -1,0 +1,98 @@
+"""engine.py - Engine, what a Database needs of the store beneath it.
+
+Why:        the primitives know keys, values, snapshots and write sets, not shared memory. An engine
+            over another store has to offer these methods and nothing else.
+Used by:    database.py, transaction.py, the primitives
+Invariants: all methods take a run, a type tag (keys.py) and a name; each write is one commit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from shm_engine._core import Store
+from shm_engine._core import RunId as RunId
+
+__all__ = ["Engine", "Operation", "Pinned", "SharedMemoryEngine"]
+
+# kind, type tag, name, packed value or None, expires_us (0 = never), argument
+Operation = tuple[int, int, str, bytes | None, int, int]
+
+
+class Pinned(Protocol):
+    """A snapshot that the engine keeps readable until it is closed."""
+
+    @property
+    def version(self) -> int:
+        """The newest commit that it sees."""
+
+    @property
+    def now_us(self) -> int:
+        """The time that decides which values have run out."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+
+    def close(self) -> None:
+        """Lets the engine trim what only this snapshot needed."""
+
+
+class Engine(Protocol):
+    """Reads at snapshots, commits of write sets, history. See `shm_engine._core.Store`."""
+
+    def get(
+        self, run: RunId | str, tag: int, name: str, pin: Any = None, default: Any = None
+    ) -> Any: ...
+    def get_record(
+        self, run: RunId | str, tag: int, name: str, pin: Any = None
+    ) -> tuple[Any, int, int, int] | None: ...
+    def get_many(
+        self, run: RunId | str, tag: int, names: Iterable[str], pin: Any, default: Any = None
+    ) -> list[Any]: ...
+    def scan(
+        self,
+        run: RunId | str,
+        tag: int,
+        prefix: str,
+        pin: Any,
+        after: str | None = None,
+        limit: int | None = None,
+        with_values: bool = True,
+    ) -> tuple[list[str], list[Any] | None]: ...
+    def history(
+        self,
+        run: RunId | str,
+        tag: int,
+        name: str,
+        limit: int | None = None,
+        before: int | None = None,
+    ) -> tuple[list[tuple[Any, int, int, bool]], bool]: ...
+    def get_at(
+        self, run: RunId | str, tag: int, name: str, version: int
+    ) -> tuple[Any, int, int, bool] | int: ...
+    def open_pin(self, version: int | None = None) -> Any: ...
+    def encode(self, value: Any) -> bytes: ...
+    def put(
+        self, run: RunId | str, tag: int, name: str, value: Any, expires_us: int = 0
+    ) -> int: ...
+    def delete(self, run: RunId | str, tag: int, name: str) -> bool: ...
+    def increment(self, run: RunId | str, tag: int, name: str, delta: int) -> int: ...
+    def compare_and_set(
+        self, run: RunId | str, tag: int, name: str, expected: int, value: Any
+    ) -> int | None: ...
+    def put_many(self, run: RunId | str, tag: int, items: dict[str, Any]) -> int: ...
+    def delete_many(self, run: RunId | str, tag: int, names: Iterable[str]) -> int: ...
+    def commit(
+        self, run: RunId | str, ops: list[Operation], snapshot: int
+    ) -> tuple[int, int, int]: ...
+    def put_run_record(
+        self, run: RunId | str, record: bytes, expected: int | None = None
+    ) -> int | None: ...
+    def get_run_record(self, run: RunId | str) -> tuple[bytes, int] | None: ...
+    def figures(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+
+SharedMemoryEngine = Store
