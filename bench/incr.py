@@ -69,7 +69,6 @@ class Incr(Workload):
     def shm_checked(self, store: ShmStore, lane: Lane) -> Call:
         incr, run = store.kv.incr, store.run
         packer, clock, note = msgpack.Packer, time.monotonic_ns, lane.waits_ns.append
-        lane.reports.append(lambda: {"retries": 0})  # a count or an error: nobody has to retry
         newest = 0
 
         def call(i: int) -> int:

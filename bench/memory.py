@@ -13,11 +13,10 @@ import random
 from collections.abc import Callable, Iterator
 
 from bench.options import Options
-from bench.peers import FLOOR, Host, LmdbStore, ShmStore, Store, encode, make_value, metric
+from bench.peers import FLOOR, Host, LmdbStore, ShmStore, Store, encode, make_value
 from bench.results import Answer
 
 _SEED = 20_11
-_USED = ("arena_bytes_in_use", "arena_used_bytes", "arena_in_use_bytes", "bytes_in_use")
 
 
 def counting(count: int) -> Iterator[str]:
@@ -38,7 +37,7 @@ def used_bytes(store: Store) -> float:
     """Return how many bytes the store says that it uses."""
     match store:
         case ShmStore():
-            return metric(store, *_USED)
+            return float(store.database.metrics().arena_used_bytes)
         case LmdbStore():
             pages: int = store.environment.info()["last_pgno"] + 1
             size: int = store.environment.stat()["psize"]

@@ -17,7 +17,17 @@ import msgpack
 
 from bench.crew import Crew, Place, Task
 from bench.options import Options
-from bench.peers import FLOOR, SEQ_FIRST, Host, ShmStore, Store, Ticket, attach, make_value
+from bench.peers import (
+    FLOOR,
+    SEQ_FIRST,
+    Host,
+    LmdbStore,
+    ShmStore,
+    Store,
+    Ticket,
+    attach,
+    make_value,
+)
 from bench.results import Answer
 from bench.stats import NS_PER_S, ratios
 
@@ -81,6 +91,8 @@ def put_range(store: Store, keys: int, first: int, last: int) -> None:
             value["seq"] = SEQ_FIRST + i
             put(run, f"million/{i * _STRIDE % keys}", value)
         return
+    if not isinstance(store, LmdbStore):
+        raise TypeError(f"{store.peer} is not asked this")
     begin, pack = store.begin, msgpack.Packer().pack
     for i in range(first, last):
         value["seq"] = SEQ_FIRST + i
@@ -95,6 +107,8 @@ def get_range(store: Store, keys: int, first: int, last: int) -> None:
         for i in range(first, last):
             get(run, f"million/{i * _STRIDE % keys}")
         return
+    if not isinstance(store, LmdbStore):
+        raise TypeError(f"{store.peer} is not asked this")
     begin, unpack = store.begin, msgpack.unpackb
     for i in range(first, last):
         with begin() as txn:

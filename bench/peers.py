@@ -267,13 +267,3 @@ class Host:
         self.store.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def metric(store: ShmStore, *names: str) -> float:
-    """Return the first of these fields that the engine's metrics have."""
-    metrics = store.database.metrics()
-    for name in names:
-        number = metrics.get(name) if isinstance(metrics, dict) else getattr(metrics, name, None)
-        if isinstance(number, int | float):
-            return float(number)
-    raise LookupError(f"metrics() has none of {', '.join(names)}: {metrics!r}")

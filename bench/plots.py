@@ -157,7 +157,7 @@ def _goals(judgements: Sequence[Judgement], path: Path) -> Path | None:
     axes.set_yticks(range(len(rows)), [judgement.goal.text for judgement, _ in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.margins(x=0.3)
+    axes.margins(x=0.3, y=0.01)
     axes.set_xlabel("times better than the goal (1 = just met, log)")
     axes.set_title("goals: green is met, red is missed, grey was not judged")
     return _save(picture, path)

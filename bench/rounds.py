@@ -26,7 +26,7 @@ from bench.get import Get
 from bench.incr import Incr
 from bench.machine import stolen_seconds
 from bench.options import Options
-from bench.peers import FLOOR, LMDB, SHM_ENGINE, FloorStore, Host, Ticket, attach
+from bench.peers import FLOOR, LMDB, SHM_ENGINE, FloorStore, Host, ShmStore, Ticket, attach
 from bench.put import Put
 from bench.results import Answer, Record
 from bench.rmw import Rmw
@@ -86,8 +86,17 @@ def run_lane(place: Place, heat: Heat, ticket: Ticket) -> Tally:
         store.close()
 
 
-def run_heat(crew: Crew, heat: Heat) -> tuple[list[Tally], list[str]]:
-    """Parent: one run on a fresh store; returns the reports and what was lost."""
+@dataclass(frozen=True)
+class Outcome:
+    """What one run gave: the reports, what was lost, the conflicts that the engine counted."""
+
+    tallies: list[Tally]
+    losses: list[str]
+    conflicts: int | None = None
+
+
+def run_heat(crew: Crew, heat: Heat) -> Outcome:
+    """Parent: one run on a fresh store, looked through for lost writes."""
     with Host(heat.peer, heat.options.map_size, heat.options.keep_last) as host:
         if host.is_shared:
             heat.workload.fill(host.store, heat.processes)
@@ -96,13 +105,17 @@ def run_heat(crew: Crew, heat: Heat) -> tuple[list[Tally], list[str]]:
         tallies: list[Tally] = crew.run(
             tasks, together=True, timeout_s=60.0 + 10 * heat.options.seconds
         )
-        if host.is_shared:
-            return tallies, heat.workload.losses(host.store, tallies)
-    return tallies, [loss for tally in tallies for loss in tally.losses]
+        if not host.is_shared:
+            return Outcome(tallies, [loss for tally in tallies for loss in tally.losses])
+        conflicts = None
+        if isinstance(host.store, ShmStore):
+            conflicts = host.store.database.metrics().conflicts
+        return Outcome(tallies, heat.workload.losses(host.store, tallies), conflicts)
 
 
-def record_of(heat: Heat, number: int, tallies: Sequence[Tally], lost: int) -> Record:
+def record_of(heat: Heat, number: int, outcome: Outcome) -> Record:
     """Return the raw record of one run: rates per second, waits in microseconds."""
+    tallies = outcome.tallies
     begin = min(tally.begin_ns for tally in tallies)
     end = max(tally.end_ns for tally in tallies)
     measured = sum(tally.measured for tally in tallies)
@@ -117,8 +130,10 @@ def record_of(heat: Heat, number: int, tallies: Sequence[Tally], lost: int) -> R
         "rate": measured / ((end - begin) / 1e9),
         "rate_per_process": rates,
         "fairness": stats.fairness(rates),
-        "lost": lost,
+        "lost": len(outcome.losses),
     }
+    if outcome.conflicts is not None:
+        record["conflicts"] = outcome.conflicts
     for name in sorted({name for tally in tallies for name in tally.counts}):
         record[name] = sum(tally.counts.get(name, 0) for tally in tallies)
     samples = [np.frombuffer(tally.waits_ns, dtype=np.uint64) for tally in tallies]
@@ -152,13 +167,13 @@ def ask(name: str, options: Options) -> Answer:
 
 def _run_once(crew: Crew, heat: Heat, number: int, answer: Answer) -> None:
     stolen = stolen_seconds()
-    tallies, losses = run_heat(crew, heat)
-    record = record_of(heat, number, tallies, len(losses))
+    outcome = run_heat(crew, heat)
+    record = record_of(heat, number, outcome)
     record["stolen_s"] = round(stolen_seconds() - stolen, 3)
     answer.rounds.append(record)
     answer.checks += 1
     where = f"{heat.peer}, {heat.harness}, {heat.processes} processes, round {number}"
-    answer.losses.extend(f"{where}: {loss}" for loss in losses)
+    answer.losses.extend(f"{where}: {loss}" for loss in outcome.losses)
 
 
 def _column(answer: Answer, name: str, **wanted: object) -> list[float]:
@@ -178,6 +193,7 @@ _MEASURES = (
     ("p99_us", "us"),
     ("worst_ms", "ms"),
     ("fairness", "slowest / fastest"),
+    ("conflicts", "conflicts"),
     ("retries", "retries"),
     ("refused", "refused"),
 )

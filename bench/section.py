@@ -10,7 +10,7 @@ Cost:       two clock readings per commit, which the figures include
 from __future__ import annotations
 
 from bench.options import Options
-from bench.peers import SHM_ENGINE, Host, ShmStore, make_value, metric
+from bench.peers import SHM_ENGINE, Host, ShmStore, make_value
 from bench.results import Answer
 
 _KEYS = 10_000
@@ -31,8 +31,10 @@ def ask(name: str, options: Options) -> Answer:
             if not isinstance(store, ShmStore):
                 raise TypeError(f"not the engine's store: {type(store).__name__}")
             lost = _round(store, updates, inserts)
-            update_ns = metric(store, "section_update_ns")
-            insert_ns = metric(store, "section_insert_ns")
+            metrics = store.database.metrics()
+        update_ns, insert_ns = metrics.section_update_ns, metrics.section_insert_ns
+        if update_ns is None or insert_ns is None:
+            raise LookupError(f"the core counted nothing: {metrics!r}")
         found["update"].append(update_ns)
         found["insert"].append(insert_ns)
         answer.checks += 1
@@ -52,6 +54,5 @@ def _round(store: ShmStore, updates: int, inserts: int) -> list[str]:
         put(run, f"section/{i % _KEYS}", value)
     for i in range(inserts):
         put(run, f"fresh/{i}", value)
-    store.database._engine.set_timing(False)
     keys = [f"section/{i}" for i in range(_KEYS)] + [f"fresh/{i}" for i in range(inserts)]
     return [f"{key} is not there" for key in keys if store.read(key) != value]

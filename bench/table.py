@@ -97,7 +97,7 @@ def waits(figures: Mapping[str, Figure], options: Options) -> Table:
     table = _table(
         "waits, checked harness: shm_engine / LMDB (median of the rounds)",
         ("workload", "procs"),
-        ("p50 us", "p99 us", "worst ms", "slowest / fastest process", "retries"),
+        ("p50 us", "p99 us", "worst ms", "slowest / fastest process", "conflicts", "retries"),
     )
     asked = CHECKED in options.harnesses
     for name in (name for name in options.questions if name in WORKLOADS and asked):
@@ -109,8 +109,11 @@ def waits(figures: Mapping[str, Figure], options: Options) -> Table:
                 )
                 for measure in ("p50_us", "p99_us", "worst_ms", "fairness")
             ]
-            retries = _shown(figures, f"{prefix}.{SHM_ENGINE}.retries")
-            table.add_row(name, str(processes), *cells, retries)
+            cells += [
+                _shown(figures, f"{prefix}.{SHM_ENGINE}.{counted}")
+                for counted in ("conflicts", "retries")
+            ]
+            table.add_row(name, str(processes), *cells)
         table.add_section()
     return table
 

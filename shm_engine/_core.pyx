@@ -354,6 +354,11 @@ cdef class Store:
         self.check_open()
         return se_client_members(&self.store)
 
+    def was_joined(self):
+        """Whether anybody has ever taken a slot."""
+        self.check_open()
+        return se_load_acquire(&self.store.seq.slot_high) > 0
+
     def start_keeper(self):
         """Does the coordinator's duties on a thread of this process, inside C."""
         self.thread = se_keeper_start(&self.store)

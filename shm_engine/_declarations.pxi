@@ -54,7 +54,7 @@ cdef extern from "layout.h" nogil:
         se_word commits, conflicts, recoveries, reaped_clients
         se_word timing, section_update_ns, section_update_count
         se_word section_insert_ns, section_insert_count
-        se_word keeper_identity
+        se_word keeper_identity, slot_high
         se_word32 phase
     ctypedef struct se_leaf:
         uint16_t key_size

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 import platform
+import signal
 from importlib import metadata
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -80,8 +82,6 @@ def demo(
     except Interrupted as interrupted:
         typer.echo(f"interrupted ({interrupted}); nothing is left behind", err=True)
         code = interrupted.exit_code
-    except KeyboardInterrupt:  # while the summary was printed
-        code = EXIT_INTERRUPTED
     raise typer.Exit(code)
 
 
@@ -103,10 +103,13 @@ def version(
 
 def main() -> None:
     """Run the command line; ends the process with the command's exit code."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        raise SystemExit(EXIT_INTERRUPTED) from None
+    signal.signal(signal.SIGINT, _end_interrupted)
+    app()
+
+
+def _end_interrupted(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Ctrl-C where the command has no handler of its own: quietly, with the usual code."""
+    raise SystemExit(EXIT_INTERRUPTED)
 
 
 def _say_error(text: str) -> None:

@@ -236,11 +236,10 @@ class Coordinator:
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         patience = time.monotonic() + FIRST_MEMBER_S
-        seen = False
         while not self._stopping:
             self._store.keep(TICK_S)
-            seen = seen or self._store.members() > 0
-            if (seen or time.monotonic() > patience) and self._store.try_leave_last():
+            expected = self._store.was_joined() or time.monotonic() > patience
+            if expected and self._store.try_leave_last():
                 break
         self.leave()
 

@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
@@ -89,10 +89,10 @@ def run_demo(options: DemoOptions) -> int:
     console = Console(
         stderr=options.as_json, markup=False, highlight=False, emoji=False, soft_wrap=False
     )
-    with _signals_raise():
+    with _SignalGuard() as guard:
         tree = _find_sources(options.folder)
         workers = options.workers or max(WORKERS_MIN_DEFAULT, _cores())
-        summary = _survey(console, tree, workers, options.ephemeral)
+        summary = _survey(console, guard, tree, workers, options.ephemeral)
     if options.as_json:
         json.dump(summary, sys.stdout, indent=2)
         sys.stdout.write("\n")
@@ -102,10 +102,12 @@ def run_demo(options: DemoOptions) -> int:
     return 0 if summary["ok"] else EXIT_FAILED
 
 
-def _survey(console: Console, tree: SourceTree, workers: int, ephemeral: bool) -> dict[str, Any]:
+def _survey(
+    console: Console, guard: _SignalGuard, tree: SourceTree, workers: int, ephemeral: bool
+) -> dict[str, Any]:
     started_s, started_wall_s = time.monotonic(), time.time()
     with contextlib.ExitStack() as stack, make_view(console) as view:
-        database = stack.enter_context(_open_store(ephemeral))
+        database = stack.enter_context(_open_store(ephemeral, guard))
         run = str(database.begin_run())
         where = "in this process" if ephemeral else "with a coordinator process of its own"
         view.event(f"Surveying {printable(tree.root)}")
@@ -113,7 +115,7 @@ def _survey(console: Console, tree: SourceTree, workers: int, ephemeral: bool) -
         view.event(f"{counts}, in-memory store {where}")
         pool = Pool(database, run, tree, workers, lambda death: _tell_death(view, tree, death))
         stack.enter_context(pool)
-        stack.callback(_ignore_signals)  # runs first on the way out: let the clean-up finish
+        stack.callback(guard.ignore)  # runs first on the way out
         if tree.files:
             try:
                 pool.run(view.progress)
@@ -170,16 +172,17 @@ def _find_sources(folder: str | None) -> SourceTree:
 
 
 @contextlib.contextmanager
-def _open_store(ephemeral: bool) -> Iterator[Database]:
+def _open_store(ephemeral: bool, guard: _SignalGuard) -> Iterator[Database]:
     """The store of this run; a folder of its own goes when the store is closed."""
     with contextlib.ExitStack() as stack:
         try:
-            if ephemeral:
-                database = stack.enter_context(Database.ephemeral())
-            else:
-                folder = tempfile.mkdtemp(prefix="shm-engine-demo-")
-                stack.callback(shutil.rmtree, folder, ignore_errors=True)
-                database = stack.enter_context(Database.open(folder, Durability.in_memory()))
+            with guard.hold_back():
+                if ephemeral:
+                    database = stack.enter_context(Database.ephemeral())
+                else:
+                    folder = tempfile.mkdtemp(prefix="shm-engine-demo-")
+                    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                    database = stack.enter_context(Database.open(folder, Durability.in_memory()))
         except (Error, OSError) as error:
             raise DemoError(f"cannot open the store: {error}", EXIT_FAILED) from error
         yield database
@@ -232,22 +235,42 @@ def _allow_any_character() -> None:
             reconfigure(errors="backslashreplace")
 
 
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise Interrupted inside, so that every clean-up runs."""
+class _SignalGuard:
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted inside the block, so that it cleans up."""
 
-    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-        raise Interrupted(number)
+    def __init__(self) -> None:
+        self._is_holding = False
+        self._held: int | None = None
+        self._before: dict[signal.Signals, Any] = {}
 
-    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> _SignalGuard:
+        for number in _SIGNALS:
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def hold_back(self) -> Iterator[None]:
+        """Signals wait for the end of this block: what it starts must be known to the clean-up.
 
-def _ignore_signals() -> None:
-    """A second Ctrl-C must not interrupt the clean-up after the first."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        They are not masked, for a process that is started here would inherit the mask.
+        """
+        self._is_holding = True
+        try:
+            yield
+        finally:
+            self._is_holding = False
+        if self._held is not None:
+            raise Interrupted(self._held)
+
+    def ignore(self) -> None:
+        """From here on nothing interrupts: a second Ctrl-C must not end the clean-up."""
+        self._is_holding = True
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if not self._is_holding:
+            raise Interrupted(number)
+        self._held = number

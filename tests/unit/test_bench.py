@@ -187,7 +187,7 @@ def synthetic(name: str) -> results.Answer:
             for number, peer in enumerate(PEERS if processes == 1 else PEERS[:2]):
                 record: dict[str, object] = {
                     "round": 0, "harness": harness, "processes": processes, "peer": peer,
-                    "rate": 1000.0 * (3 - number), "fairness": 0.9, "retries": 0,
+                    "rate": 1000.0 * (3 - number), "fairness": 0.9, "retries": 0, "conflicts": 0,
                 }  # fmt: skip
                 if harness == CHECKED:
                     record |= {"p50_us": 1.0, "p99_us": 2.0, "worst_ms": 3.0}
@@ -298,7 +298,7 @@ PLANTED: list[tuple[str, Callable[[Store], None]]] = [
     ("get", lambda store: store.remove(f"{get.PREFIX}3")),
     ("incr", lose_increment),
     ("batch", lambda store: store.remove(batch.group_of(0, 0) + batch.SUFFIXES[999])),
-    ("scan", lambda store: store.remove(scan.group_of(0) + scan.SUFFIXES[0])),
+    ("scan", lambda store: store.remove(scan.group_of(0) + batch.SUFFIXES[0])),
     ("rmw", tear_transfer),
     ("rmw", lose_transfer),
     ("rmw", lambda store: store.remove(rmw.account_of(9))),
@@ -323,7 +323,7 @@ def test_a_write_that_was_never_made_is_found(host: Host, name: str) -> None:
 def test_a_wrong_answer_ends_a_checked_run(host: Host) -> None:
     workload = scan.Scan(1000)
     workload.fill(host.store, 1)
-    host.store.remove(scan.group_of(0) + scan.SUFFIXES[5])
+    host.store.remove(scan.group_of(0) + batch.SUFFIXES[5])
     with pytest.raises(WrongAnswer, match="999"):
         drive(workload, CHECKED, host.store, Lane(0), Limits(1.0, 10, 2), time.monotonic_ns)
 
@@ -372,8 +372,9 @@ def test_a_crew_is_released_together() -> None:
         workload = put.Put(50)
         for peer in (SHM_ENGINE, LMDB):
             heat = rounds.Heat(workload, CHECKED, peer, 2, SMALL)
-            tallies, losses = rounds.run_heat(crew, heat)
-            assert losses == []
+            outcome = rounds.run_heat(crew, heat)
+            tallies = outcome.tallies
+            assert outcome.losses == []
             assert [tally.index for tally in tallies] == [0, 1]
             assert tallies[0].begin_ns == tallies[1].begin_ns
             assert min(tally.measured for tally in tallies) > 0
@@ -390,7 +391,7 @@ def test_an_error_in_one_process_calls_the_others_off() -> None:
                 ],
                 together=True,
             )
-        assert rounds.run_heat(crew, heat)[1] == []
+        assert rounds.run_heat(crew, heat).losses == []
 
 
 def test_a_process_that_dies_is_an_error_and_not_a_wait() -> None:

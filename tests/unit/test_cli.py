@@ -93,7 +93,6 @@ def test_options_reach_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
         (DemoError("the pool broke", 1), 1, "error: the pool broke"),
         (Interrupted(signal.SIGINT), 130, "interrupted (SIGINT)"),
         (Interrupted(signal.SIGTERM), 143, "interrupted (SIGTERM)"),
-        (KeyboardInterrupt(), 130, ""),
     ],
 )
 def test_each_end_has_its_exit_code(
