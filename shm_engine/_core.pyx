@@ -43,6 +43,7 @@ cdef enum:
     PREFIX_SIZE = 17      # run id and type tag
     SCAN_BATCH = 1024
     WAIT_NS = 50000000
+    ENCODED_MAX = 33554432
     SMALL_VALUE = 8192    # up to here copying costs less than a memoryview
 
 cdef object _unpackb = msgpack.unpackb
@@ -248,13 +249,15 @@ cdef class Store:
     cdef uint32_t member
     cdef bint is_open, is_member
     cdef int busy
-    cdef list idle_entries
+    cdef list entries      # snapshot entries that this process has claimed
+    cdef list idle_entries # those of them that no open Pin uses
     cdef object packer, pack
     cdef bint packing
     cdef double stall_s
     cdef object __weakref__
 
     def __cinit__(self):
+        self.entries = []
         self.idle_entries = []
         self.packer = _Packer(strict_types=True, autoreset=True)
         self.pack = self.packer.pack
@@ -365,6 +368,11 @@ cdef class Store:
         if self.thread == NULL:
             raise errors.Unavailable("The thread that looks after the database did not start.")
 
+    def serve(self):
+        """Takes the coordinator's duties from a thread that may have them."""
+        self.check_open()
+        se_store_relaxed(&self.store.seq.keeper_identity, self.store.identity)
+
     def keep(self, double seconds):
         """One round of the coordinator's duties, then a sleep until the bell rings."""
         cdef uint64_t bound = <uint64_t> (seconds * 1e9)
@@ -393,7 +401,7 @@ cdef class Store:
         while self.busy > 0:
             time.sleep(0.0002)
         if self.fork_count == se_fork_count:
-            for entry in self.idle_entries:
+            for entry in self.entries:
                 se_snapshot_release(&self.store, entry)
             if self.is_member:
                 self.is_member = False
@@ -404,6 +412,7 @@ cdef class Store:
                     se_keeper_stop(self.thread)
         self.thread = NULL
         self.idle_entries = []
+        self.entries = []
         se_threads_close(self.threads_id)
         free(self.keeper)
         self.keeper = NULL
@@ -434,17 +443,21 @@ cdef class Store:
         if self.fork_count == se_fork_count:
             return 0
         was_member = self.is_member
+        had_thread = self.thread != NULL
         self.fork_count = se_fork_count
         self.is_member = False
         self.thread = NULL
         self.busy = 0
         self.idle_entries = []
+        self.entries = []
         self.store.identity = se_process_identity(<uint32_t> os.getpid())
         self.store.mapped_to = 0
         se_threads_after_fork(self.threads_id)
         if was_member and not self.join():
             self.is_open = False
             raise errors.Closed("The database was closed by the parent process.")
+        if had_thread:
+            self.start_keeper()
         return 0
 
     cdef se_session *session(self) except NULL:
@@ -763,6 +776,7 @@ cdef class Store:
             status = se_snapshot_claim(&self.store, &entry)
             if status != SE_OK:
                 raise errors.Unavailable("4096 snapshots and transactions are open; close some.")
+            self.entries.append(entry)
         pin.store = self
         pin.entry = entry
         pin.fork_count = se_fork_count
@@ -806,12 +820,13 @@ cdef class Store:
         except errors.Error:
             raise
         except Exception as error:
-            self.packer = _Packer(strict_types=True, autoreset=True)
-            self.pack = self.packer.pack
+            self.renew_packer()
             values.explain(value)
             raise errors.SerializationError(f"The value cannot be encoded: {error}.") from error
         size = PyBytes_GET_SIZE(packed)
-        if size > 33554432 or se_msgpack_check(<uint8_t *> PyBytes_AS_STRING(packed), size,
+        if size > 4194304:
+            self.renew_packer()
+        if size > ENCODED_MAX or se_msgpack_check(<uint8_t *> PyBytes_AS_STRING(packed), size,
                                                &binary) != <size_t> size:
             values.explain(value)
             raise errors.SerializationError("The value cannot be encoded.")
@@ -821,10 +836,17 @@ cdef class Store:
 
     cdef se_status finish(self, se_session *session) except? SE_BUSY:
         """Submits and waits; the status of the reply."""
+        try:
+            return self.submit_and_wait(session)
+        finally:
+            session.committing = False
+
+    cdef se_status submit_and_wait(self, se_session *session) except? SE_BUSY:
         cdef se_status status
         cdef uint64_t started
         cdef object interrupt = None
         cdef bint large = session.used > 65536
+        session.committing = True
         if large:
             self.busy += 1
             with nogil:
@@ -834,25 +856,26 @@ cdef class Store:
             status = se_session_submit(session)
         if status == SE_OK:
             status = se_session_outcome(session)
-            if status != SE_BUSY:
+            if status != SE_NEED_SPACE:
                 return status
         started = se_clock_ns()
-        while True:
-            if status == SE_OK:
-                status = se_session_outcome(session)
-                if status != SE_BUSY:
-                    if interrupt is not None:
-                        raise interrupt
-                    return status
-            if status != SE_BUSY:
-                se_session_withdraw(session)
-                return status
+        while status == SE_BUSY or status == SE_NEED_SPACE:
             self.busy += 1
             with nogil:
-                status = se_session_wait(session, WAIT_NS)
+                if status == SE_NEED_SPACE:
+                    status = se_session_repair(session)
+                else:
+                    status = se_session_wait(session, WAIT_NS)
+                if status == SE_OK:
+                    status = se_session_outcome(session)
             self.busy -= 1
             if status == SE_BUSY:
                 interrupt = self.wait_on(session, started) or interrupt
+        if interrupt is not None:
+            raise interrupt
+        if session.waiting:
+            se_session_withdraw(session)
+        return status
 
     cdef wait_on(self, se_session *session, uint64_t started):
         """Between waits: Ctrl-C, and a bound on the holder's silence. A request that nobody has
@@ -894,6 +917,10 @@ cdef class Store:
 
     cdef se_session *start(self, RunId run, uint64_t snapshot) except NULL:
         cdef se_session *session = self.session()
+        if session.committing:
+            raise errors.InvalidOperation(
+                "This thread is in the middle of a commit: a signal handler or finalizer that runs "
+                "meanwhile may read, but not write.")
         if session.waiting:
             self.settle(session)
         cdef se_status status = se_session_begin(session, run.raw, se_clock_real_us(), snapshot)
@@ -905,11 +932,18 @@ cdef class Store:
         """A request that an interrupted call left in another's hands is waited for first."""
         cdef uint64_t started = se_clock_ns()
         cdef se_status status = SE_BUSY
-        while status == SE_BUSY:
-            status = se_session_wait(session, WAIT_NS)
-            if status == SE_BUSY:
+        while status == SE_BUSY or status == SE_NEED_SPACE:
+            self.busy += 1
+            with nogil:
+                status = se_session_wait(session, WAIT_NS)
+                if status == SE_OK:
+                    status = se_session_outcome(session)
+            self.busy -= 1
+            if status == SE_NEED_SPACE: # nobody waits for it any more
+                session.repairing = True
+                se_session_withdraw(session)
+            elif status == SE_BUSY:
                 self.wait_on(session, started)
-        se_session_outcome(session)
 
     def put(self, run, int tag, name, value, uint64_t expires_us=0):
         cdef uint8_t key[KEY_MAX]
@@ -967,34 +1001,93 @@ cdef class Store:
 
     def put_many(self, run, int tag, dict items):
         """All in one commit; the keys and values are checked before anything is written."""
-        cdef _Buffer keys = _Buffer()
-        cdef uint8_t key[KEY_MAX]
         cdef RunId run_id = as_run(run)
-        cdef Py_ssize_t size, at = 0
-        cdef uint16_t key_size
-        cdef size_t value_at, value_size
-        cdef bint binary = False
-        cdef se_session *session
-        cdef se_status status = SE_OK
         cdef list names = list(items)
-        cdef list packed_values
-        cdef bytes packed
-        cdef uint64_t count = len(names)
-        for name in names:
-            size = fill_key(key, run_id, tag, name, False)
-            key_size = <uint16_t> size
-            keys.add(&key_size, 2)
-            keys.add(key, size)
-        packed_values = [self.encode(value) for value in items.values()]
-        session = self.start(run_id, 0)
-        for packed in packed_values:
-            memcpy(&key_size, keys.data + at, 2)
-            self.add(session, SE_OP_PUT, keys.data + at + 2, key_size, packed, 0, 0)
-            at += 2 + key_size
+        cdef list found = list(items.values())
+        cdef _Buffer sizes = _Buffer()
+        cdef bytes packed = self.encode_all(found, sizes)
+        cdef se_session *session = self.start(run_id, 0)
+        cdef se_status status
+        self.add_many(session, run_id, tag, names, packed, sizes)
         status = self.finish(session)
         if status != SE_OK:
             self.fail_commit(session, status, names)
         return se_session_reply_version(session)
+
+    cdef bytes encode_all(self, list found, _Buffer sizes):
+        """The packed values one behind the other, and the size of each (32 bits) in sizes."""
+        cdef bytes packed = self.encode_list(found)
+        cdef size_t left = PyBytes_GET_SIZE(packed)
+        cdef const uint8_t *at = <const uint8_t *> PyBytes_AS_STRING(packed)
+        cdef size_t size
+        cdef uint32_t size_32
+        cdef uint8_t head[8]
+        cdef size_t head_size = se_msgpack_write_array(head, <uint32_t> len(found))
+        cdef bint binary = False
+        cdef Py_ssize_t index
+        if left > 0:
+            at += head_size
+            left -= head_size
+            for index in range(len(found)):
+                size = se_msgpack_check(at, left, &binary)
+                if size == 0 or size > ENCODED_MAX or (binary and type(found[index]) is not bytes):
+                    break
+                binary = False
+                size_32 = <uint32_t> size
+                sizes.add(&size_32, 4)
+                at += size
+                left -= size
+            else:
+                return packed[head_size:]
+        # Something breaks a rule, or might: one by one, so that the error names it.
+        sizes.used = 0
+        alone = [self.encode(value) for value in found]
+        for packed in alone:
+            size_32 = <uint32_t> PyBytes_GET_SIZE(packed)
+            sizes.add(&size_32, 4)
+        return b"".join(alone)
+
+    cdef bytes encode_list(self, list found):
+        """All values in one call of the encoder; a value it refuses is then told by itself."""
+        cdef bytes packed
+        if self.packing:
+            return b""
+        self.packing = True
+        try:
+            packed = self.pack(found)
+        except Exception:
+            self.renew_packer()
+            return b""
+        finally:
+            self.packing = False
+        if PyBytes_GET_SIZE(packed) > 4194304:
+            self.renew_packer() # its buffer would stay that large
+        return packed
+
+    cdef renew_packer(self):
+        self.packer = _Packer(strict_types=True, autoreset=True)
+        self.pack = self.packer.pack
+
+    cdef int add_many(self, se_session *session, RunId run, int tag, list names, bytes packed,
+                      _Buffer sizes) except -1:
+        cdef uint8_t key[KEY_MAX]
+        cdef Py_ssize_t index, size
+        cdef const uint8_t *at = <const uint8_t *> PyBytes_AS_STRING(packed)
+        cdef uint32_t value_size
+        cdef se_status status
+        try:
+            for index in range(len(names)):
+                size = fill_key(key, run, tag, names[index], False)
+                memcpy(&value_size, sizes.data + 4 * index, 4)
+                status = se_session_add(session, SE_OP_PUT, key, <uint32_t> size, at, value_size,
+                                        0, 0)
+                if status != SE_OK:
+                    self.fail(status)
+                at += value_size
+        except BaseException:
+            se_session_abandon(session)
+            raise
+        return 0
 
     def delete_many(self, run, int tag, names):
         """How many of them existed; one commit."""

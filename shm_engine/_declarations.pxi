@@ -12,6 +12,7 @@ cdef extern from "status.h" nogil:
         SE_WRONG_TYPE
         SE_OVERFLOW
         SE_FULL
+        SE_NEED_SPACE
         SE_RUN_CLOSED
         SE_TRIMMED
         SE_CORRUPT
@@ -141,7 +142,9 @@ cdef extern from "sequencer.h" nogil:
 
 cdef extern from "session.h" nogil:
     ctypedef struct se_session:
-        int waiting
+        bint waiting
+        bint repairing
+        bint committing
         uint64_t used
         uint64_t op_count
     uint64_t se_session_pin(se_session *session)
@@ -156,6 +159,7 @@ cdef extern from "session.h" nogil:
     se_status se_session_wait(se_session *session, uint64_t bound_ns)
     se_status se_session_withdraw(se_session *session)
     se_status se_session_outcome(se_session *session)
+    se_status se_session_repair(se_session *session)
     uint64_t se_session_reply_version(const se_session *session)
     uint64_t se_session_reply_timestamp(const se_session *session)
     uint64_t se_session_reply_detail(const se_session *session)
@@ -180,6 +184,7 @@ cdef extern from "keeper.h" nogil:
     se_status se_keeper_tick(se_keeper *keeper, se_store *store)
     void se_keeper_sleep(se_store *store, uint64_t bound_ns)
     void se_keeper_ring(se_store *store)
+    void se_keeper_resign(se_store *store)
     se_keeper_thread *se_keeper_start(se_store *store)
     void se_keeper_stop(se_keeper_thread *thread)
 

@@ -236,6 +236,7 @@ class Coordinator:
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         patience = time.monotonic() + FIRST_MEMBER_S
+        self._store.serve()
         while not self._stopping:
             self._store.keep(TICK_S)
             expected = self._store.was_joined() or time.monotonic() > patience

@@ -608,6 +608,8 @@ def _rejoin(
     if not store.join():
         store.close()
         raise errors.Closed("The database was closed before this process could join it.")
+    if path is None:
+        store.start_keeper()  # stands by, in case the process that has the duties ends
     return Database._make(store, path, segments, options)
 
 

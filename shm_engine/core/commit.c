@@ -121,11 +121,12 @@ static se_status check_op(commit *c, const se_op *op) {
     return SE_MISMATCH;
 }
 
-static se_status count_live(commit *c, bool was, bool is) {
+/* live_keys counts heads that are no tombstones; what has run out counts until it is buried. */
+static void count_live(commit *c, const se_record *before, bool is) {
     se_word *live = &c->store->seq->live_keys;
+    bool was = before && (before->flags & SE_RECORD_TOMBSTONE) == 0;
     if (was != is)
         se_undo_store(c->store, live, se_load_relaxed(live) + (is ? 1 : UINT64_MAX));
-    return SE_OK;
 }
 
 static bool is_run_record(const se_op *op) {
@@ -177,7 +178,7 @@ static se_status write_record(commit *c, const se_op *op, se_leaf *leaf, se_reco
     SE_TRY(se_record_make(store, prev, c->version, c->timestamp_us, expires_us, flags, value,
                           value_size, &offset));
     c->changed = true;
-    SE_TRY(count_live(c, is_live(c, head), (flags & SE_RECORD_TOMBSTONE) == 0));
+    count_live(c, head, (flags & SE_RECORD_TOMBSTONE) == 0);
     if (expires_us)
         se_store_relaxed(&store->seq->ttl_keys, se_load_relaxed(&store->seq->ttl_keys) + 1);
     if (!leaf)

@@ -15,6 +15,7 @@
 #define REAP_NS (UINT64_C(100) * 1000000u)
 #define SWEEP_NS (UINT64_C(250) * 1000000u)
 #define TTL_NS (UINT64_C(2000) * 1000000u)
+#define STANDBY_NS (UINT64_C(250) * 1000000u)
 #define TICK_NS (UINT64_C(20) * 1000000u)
 
 struct se_keeper_thread {
@@ -83,16 +84,31 @@ void se_keeper_ring(se_store *store) {
     se_futex_wake(&store->seq->keeper_bell, 1 << 30);
 }
 
+/* The duties are this process's if nobody living has them. */
+static bool is_keeper(se_store *store) {
+    se_word *word = &store->seq->keeper_identity;
+    uint64_t keeper = se_load_acquire(word);
+    if (keeper == store->identity)
+        return true;
+    return !se_process_alive(keeper) && se_swap_if_equal(word, keeper, store->identity);
+}
+
+void se_keeper_resign(se_store *store) {
+    (void)se_swap_if_equal(&store->seq->keeper_identity, store->identity, 0);
+}
+
 static void *run(void *argument) {
     se_keeper_thread *self = argument;
     se_keeper keeper;
     memset(&keeper, 0, sizeof keeper);
     while (!se_load_acquire_u32(&self->stop)) {
-        if (se_keeper_tick(&keeper, self->store) == SE_CORRUPT)
+        bool mine = is_keeper(self->store);
+        if (mine && se_keeper_tick(&keeper, self->store) == SE_CORRUPT)
             break;
         if (!se_load_acquire_u32(&self->stop))
-            se_keeper_sleep(self->store, TICK_NS);
+            se_keeper_sleep(self->store, mine ? TICK_NS : STANDBY_NS);
     }
+    se_keeper_resign(self->store);
     return NULL;
 }
 

@@ -23,7 +23,11 @@ se_status se_keeper_tick(se_keeper *keeper, se_store *store);
 void se_keeper_sleep(se_store *store, uint64_t bound_ns);
 void se_keeper_ring(se_store *store);
 
-/* The thread of an ephemeral database. */
+/* Lets another process have the duties, if they are this one's. */
+void se_keeper_resign(se_store *store);
+
+/* The thread of an ephemeral database: every process that has a handle runs one, and the first
+ * living one does the duties. */
 typedef struct se_keeper_thread se_keeper_thread;
 se_keeper_thread *se_keeper_start(se_store *store);
 void se_keeper_stop(se_keeper_thread *thread);

@@ -56,9 +56,10 @@ se_status se_sequencer_try(se_store *store) {
 }
 
 se_status se_sequencer_lock(se_store *store, uint64_t bound_ns) {
-    for (uint64_t waited = 0;; waited += 50000) {
+    uint64_t start_ns = se_clock_ns();
+    for (;;) {
         se_status status = se_sequencer_try(store);
-        if (status != SE_BUSY || waited >= bound_ns)
+        if (status != SE_BUSY || se_clock_ns() - start_ns >= bound_ns)
             return status;
         struct timespec pause = {0, 50000};
         nanosleep(&pause, NULL);

@@ -186,6 +186,8 @@ static bool spin(se_session *session, int steps) {
 }
 
 se_status se_session_wait(se_session *session, uint64_t bound_ns) {
+    if (session->repairing)
+        return se_session_repair(session);
     se_slot *slot = slot_of(session);
     uint64_t start_ns = se_clock_ns();
     for (int round = 0;; round++) {
@@ -225,6 +227,11 @@ static void finish(se_session *session) {
 
 se_status se_session_withdraw(se_session *session) {
     se_slot *slot = slot_of(session);
+    if (session->repairing) {
+        session->repairing = false;
+        finish(session);
+        return SE_OK;
+    }
     if (replied(session))
         return SE_BUSY;
     if (!se_swap_if_equal_u32(&slot->request_state, SE_REQUEST_PENDING, SE_REQUEST_IDLE))
@@ -258,40 +265,46 @@ static void forget_hints(se_session *session) {
     session->run_known = false;
 }
 
-static se_status repair(se_session *session, se_status status) {
+static se_status find_memory(se_session *session) {
     se_store *store = session->store;
-    if (status == SE_STALE_RUN) {
-        SE_TRY(find_run(session));
-        return SE_OK;
-    }
     uint64_t need = session->used * 2 + session->op_count * 256 + (UINT64_C(64) << 10);
     if (se_arena_grow(store, (need + SE_PAGE - 1) & ~(uint64_t)(SE_PAGE - 1)) == SE_OK)
         return SE_OK;
-    status = make_room(session, session->used + session->op_count * 64);
+    se_status status = make_room(session, session->used + session->op_count * 64);
     forget_hints(session);
-    return status == SE_OK ? find_run(session) : status;
+    return status;
+}
+
+se_status se_session_repair(se_session *session) {
+    bool memory = se_load_relaxed(&slot_of(session)->reply_status) == SE_NEED_SPACE;
+    se_status status = memory ? find_memory(session) : SE_OK;
+    if (status == SE_OK)
+        status = find_run(session);
+    session->repairing = status == SE_BUSY;
+    if (status == SE_BUSY)
+        return status;
+    if (status == SE_OK)
+        return send(session);
+    finish(session);
+    return status;
+}
+
+/* A large write set's area is given back, but for a part that is worth keeping. */
+static void trim_area(se_session *session) {
+    se_store *store = session->store;
+    uint64_t area = (uint64_t)(se_request_area(store, session->slot) - store->control);
+    session->area_backed = AREA_KEEP;
+    se_release_memory(store->control_fd, area + AREA_KEEP,
+                      store->header->request_size - AREA_KEEP);
 }
 
 se_status se_session_outcome(se_session *session) {
     se_status status = (se_status)se_load_relaxed(&slot_of(session)->reply_status);
-    while (status == SE_NEED_SPACE || status == SE_STALE_RUN) {
-        session->waiting = false;
-        status = repair(session, status);
-        if (status != SE_OK)
-            break;
-        status = send(session);
-        if (status != SE_OK)
-            return status;
-        status = (se_status)se_load_relaxed(&slot_of(session)->reply_status);
-    }
+    if (SE_UNLIKELY(status == SE_NEED_SPACE || status == SE_STALE_RUN))
+        return SE_NEED_SPACE;
     finish(session);
-    if (session->area_backed > AREA_KEEP && session->used < AREA_FIRST) {
-        session->area_backed = AREA_KEEP;
-        se_release_memory(session->store->control_fd,
-                          (uint64_t)(se_request_area(session->store, session->slot) -
-                                     session->store->control) + AREA_KEEP,
-                          session->store->header->request_size - AREA_KEEP);
-    }
+    if (SE_UNLIKELY(session->area_backed > AREA_KEEP && session->used < AREA_FIRST))
+        trim_area(session);
     return status;
 }
 

@@ -22,6 +22,8 @@ typedef struct {
     uint64_t used;
     uint64_t op_count;
     bool waiting; /* submitted, not replied */
+    bool repairing; /* replied that memory is short, and not submitted again yet */
+    bool committing; /* the caller's: between submit and the outcome */
     uint8_t run[SE_RUN_ID_SIZE];
     bool run_known;
     uint64_t run_leaf;
@@ -44,11 +46,13 @@ void se_session_abandon(se_session *session);
 /* SE_OK: the reply is there. */
 se_status se_session_submit(se_session *session);
 se_status se_session_wait(se_session *session, uint64_t bound_ns);
-/* SE_OK: withdrawn, nothing was or will be done. SE_BUSY: the reply is there. SE_IN_DOUBT. */
+/* SE_OK: withdrawn and ended, nothing was or will be done. SE_BUSY: the reply is there. SE_IN_DOUBT. */
 se_status se_session_withdraw(se_session *session);
-/* The status of the reply; for SE_NEED_SPACE and SE_STALE_RUN it repairs and submits again, so the
- * answer may be SE_BUSY. Ends the write set in all other cases. */
+/* The status of the reply; ends the write set, except for SE_NEED_SPACE: then se_session_repair. */
 se_status se_session_outcome(se_session *session);
+/* Finds memory, or the run's record, and submits again. SE_OK: a reply is there. SE_BUSY: wait. Any
+ * other status is the outcome. May take long: it may sweep all keys. */
+se_status se_session_repair(se_session *session);
 uint64_t se_session_reply_version(const se_session *session);
 uint64_t se_session_reply_timestamp(const se_session *session);
 uint64_t se_session_reply_detail(const se_session *session);

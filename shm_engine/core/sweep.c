@@ -198,7 +198,16 @@ static se_status free_retired(se_store *store) {
     return SE_OK;
 }
 
+/* The dead hold back what only they could see. */
+static se_status reap_first(se_store *store) {
+    SE_TRY(se_sequencer_lock(store, LOCK_BOUND_NS));
+    (void)se_client_reap(store);
+    se_sequencer_finish(store);
+    return SE_OK;
+}
+
 se_status se_sweep_for_room(se_store *store, uint64_t need) {
+    SE_TRY(reap_first(store));
     uint64_t first = se_arena_used(store);
     uint64_t newest = se_load_acquire(&store->seq->commit_version);
     uint64_t now_us = se_clock_real_us();

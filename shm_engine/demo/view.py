@@ -28,6 +28,12 @@ PLAIN_STEPS = 10
 PLAIN_AGENTS_MAX = 8
 RECOUNT_REFRESH_S = 0.1
 
+WIDE_COLUMNS = 76
+"""Narrower terminals do without the process ids and the files."""
+
+OTHER_COLUMNS_WIDTH = 64
+"""What the table takes beside its last column, the file."""
+
 _STATE_STYLES = {
     records.STARTING: "dim",
     records.WORKING: "green",
@@ -177,28 +183,32 @@ class LiveView:
         self._live.update(Group(*parts), refresh=True)
 
     def _agents(self, agents: list[AgentView]) -> RenderableType:
+        is_wide = self._console.width >= WIDE_COLUMNS
         rows_max = max(1, self._console.height - 8)
-        file_width = max(10, self._console.width - 60)
         table = Table(box=None, pad_edge=False, expand=False, header_style="dim")
-        for name in ("worker", "pid", "state"):
-            table.add_column(name, no_wrap=True)
+        table.add_column("worker", no_wrap=True)
+        if is_wide:
+            table.add_column("pid", no_wrap=True)
+        table.add_column("state", no_wrap=True)
         for name in ("files", "files/s", "commits", "conflicts"):
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("file", no_wrap=True, overflow="ellipsis")
+        if is_wide:
+            table.add_column("file", no_wrap=True, overflow="ellipsis")
         for agent in agents[:rows_max]:
-            table.add_row(
-                str(agent.worker),
-                str(agent.pid),
-                Text(agent.state, style=_STATE_STYLES.get(agent.state, "")),
-                f"{agent.files:,}",
-                f"{agent.files_per_s:,.0f}",
-                f"{agent.commits:,}",
-                f"{agent.conflicts:,}",
-                Text("" if agent.file is None else shorten(agent.file, file_width)),
-            )
+            table.add_row(*self._row(agent, is_wide))
         if len(agents) > rows_max:
-            return Group(table, Text(f"... and {len(agents) - rows_max} more workers"))
+            return Group(table, Text(f"... and {plural(len(agents) - rows_max, 'more worker')}"))
         return table
+
+    def _row(self, agent: AgentView, is_wide: bool) -> list[str | Text]:
+        state = Text(agent.state, style=_STATE_STYLES.get(agent.state, ""))
+        counts = (agent.files, round(agent.files_per_s), agent.commits, agent.conflicts)
+        row = [str(agent.worker), state, *(f"{count:,}" for count in counts)]
+        if not is_wide:
+            return row
+        width = max(10, self._console.width - OTHER_COLUMNS_WIDTH)
+        file = Text("" if agent.file is None else shorten(agent.file, width))
+        return [row[0], str(agent.pid), *row[1:], file]
 
 
 def _headline(progress: Progress) -> str:

@@ -5,13 +5,16 @@
  * is there wholly or not at all, no block is lost or in two places, and the rest of the workload
  * runs to the same end as if nobody had died.
  *
- *     test_kill [FIRST [STEP]]     from store FIRST on, every STEP-th
+ *     test_kill [FIRST [STEP [full]]]     from store FIRST on, every STEP-th
+ *
+ * "full" has a small arena and keeps all history, so that the high-water rule, the cutting up of
+ * free blocks and commits that find no memory come into it.
  */
 #include "harness.h"
 #include "kill.h"
 
 #define NAMES 80
-#define MAP (UINT64_C(2) << 20)
+static bool full;
 
 typedef struct {
     int64_t number[NAMES]; /* 0 absent, -1 the text, else an integer */
@@ -30,7 +33,7 @@ static void name_of(int index, char *name) {
         snprintf(name, 40, "deep/%.*s/%d", (index - 60) % 7 * 3, "abcabcabcabcabcabcabc", index);
 }
 
-enum { STEP_PUT, STEP_DELETE, STEP_ADD, STEP_BATCH, STEP_SWEEP, STEP_BIG };
+enum { STEP_PUT, STEP_DELETE, STEP_ADD, STEP_BATCH, STEP_SWEEP, STEP_EXPIRE, STEP_BIG };
 typedef struct {
     int kind;
     int index;
@@ -46,10 +49,12 @@ static void plan_steps(void) {
         steps[at].index = at < 70 ? at : rand() % NAMES;
         steps[at].kind = at < 70      ? STEP_PUT
                          : dice < 30  ? STEP_PUT
-                         : dice < 62  ? STEP_DELETE
-                         : dice < 76  ? STEP_ADD
-                         : dice < 86  ? STEP_BATCH
-                         : dice < 96  ? STEP_SWEEP
+                         : full       ? STEP_BIG
+                         : dice < 58  ? STEP_DELETE
+                         : dice < 72  ? STEP_ADD
+                         : dice < 82  ? STEP_BATCH
+                         : dice < 91  ? STEP_SWEEP
+                         : dice < 96  ? STEP_EXPIRE
                                       : STEP_BIG;
     }
 }
@@ -61,6 +66,7 @@ static void model_step(model *m, const step *s) {
         m->number[s->index] = -1;
         break;
     case STEP_DELETE:
+    case STEP_EXPIRE:
         m->number[s->index] = 0;
         break;
     case STEP_ADD:
@@ -90,8 +96,17 @@ static se_status run_batch(se_session *session, int index) {
     return test_submit(session);
 }
 
+/* A value whose time is over when it is written: a sweep makes it a tombstone. */
+static se_status run_expire(se_session *session, const char *name) {
+    uint8_t key[SE_KEY_MAX];
+    uint32_t key_size = test_key(key, name);
+    SE_TRY(se_session_begin(session, test_run, 1000, 0));
+    SE_TRY(se_session_add(session, SE_OP_PUT, key, key_size, "text", 4, 1001, 0));
+    return test_submit(session);
+}
+
 static void run_step(se_store *store, se_session *session, const step *s) {
-    static const char big[3000];
+    static const char big[5000];
     char name[40];
     se_status status = SE_OK;
     name_of(s->index, name);
@@ -112,6 +127,9 @@ static void run_step(se_store *store, se_session *session, const step *s) {
     case STEP_BATCH:
         status = run_batch(session, s->index);
         break;
+    case STEP_EXPIRE:
+        status = run_expire(session, name);
+        break;
     default:
         status = se_sweep_all(store, 0, 2000);
         break;
@@ -128,7 +146,7 @@ static void run_from(se_store *store, se_session *session, progress *shared, uin
 
 static bool state_is(se_session *session, const model *m) {
     char name[40];
-    static char got[4096];
+    static char got[8192];
     for (int index = 0; index < NAMES; index++) {
         name_of(index, name);
         se_status status = test_get(session, name, UINT64_MAX, got, sizeof got);
@@ -154,10 +172,11 @@ static void model_at(model *m, uint64_t done) {
 /* Returns the number of stores when nobody died, else 0. */
 static uint64_t run_once(progress *shared, uint64_t kill_at) {
     test_segments segments = test_segments_make();
-    se_store *store = test_store_make(segments, MAP);
+    se_store *store = test_store_make(segments, full ? UINT64_C(1) << 20 : UINT64_C(2) << 20);
     se_session first;
     REQUIRE(se_session_open(&first, store) == SE_OK);
-    REQUIRE(test_set_retention(&first, SE_RETAIN_LAST, 1) == SE_OK);
+    if (!full)
+        REQUIRE(test_set_retention(&first, SE_RETAIN_LAST, 1) == SE_OK);
     se_session_close(&first);
     atomic_store(&shared->done, 0);
     pid_t child = fork();
@@ -197,6 +216,7 @@ static uint64_t run_once(progress *shared, uint64_t kill_at) {
     test_check(store);
     model_at(&after, STEPS);
     REQUIRE(state_is(&session, &after));
+    REQUIRE(!full || se_load_relaxed(&store->seq->pressure_trimmed) > 0);
     se_session_close(&session);
     test_store_free(store);
     test_segments_close(segments);
@@ -208,6 +228,7 @@ int main(int argc, char **argv) {
     uint64_t every = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     progress *shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     REQUIRE(shared != MAP_FAILED && every > 0);
+    full = argc > 3;
     plan_steps();
     uint64_t stores = run_once(shared, 0);
     REQUIRE(stores > 1000);
