@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from shm_engine import errors, keys, values
 from shm_engine._core import RunId
-from shm_engine.versions import Version, Versioned
+from shm_engine.versions import U64_MAX, Version, Versioned
 
 if TYPE_CHECKING:
     from shm_engine.database import Database
+    from shm_engine.engine import Engine
     from shm_engine.transaction import Transaction
 
 __all__ = ["KVStore"]
@@ -53,8 +54,11 @@ class KVStore:
     __slots__ = ("_engine", "_get", "_put", "database")
 
     def __init__(self, database: Database) -> None:
+        engine = getattr(database, "engine", None)
+        if engine is None:
+            raise errors.WrongType("Database", values.class_name(database))
         self.database = database
-        self._engine = database.engine
+        self._engine: Engine = engine
         self._get = self._engine.get
         self._put = self._engine.put
 
@@ -75,9 +79,7 @@ class KVStore:
         """Stores `value` under `key`, replacing what was there; returns the commit's version."""
         return self._put(run, TAG, key, value)
 
-    def put_with_ttl(
-        self, run: RunId | str, key: str, value: Any, ttl: timedelta | float
-    ) -> int:
+    def put_with_ttl(self, run: RunId | str, key: str, value: Any, ttl: timedelta | float) -> int:
         """As `put`, for `ttl` (a timedelta or seconds): then the key is gone, to the microsecond.
 
         A later `put` makes it permanent again; `incr` keeps the time. Raises ConstraintViolation if
@@ -122,28 +124,25 @@ class KVStore:
             )
         return self._engine.increment(run, TAG, key, delta)
 
-    def cas(
-        self, run: RunId | str, key: str, expected: Version | int | None, value: Any
-    ) -> bool:
+    def cas(self, run: RunId | str, key: str, expected: Version | int | None, value: Any) -> bool:
         """Stores `value` if `key` is at version `expected`; None: if it has no value.
 
         Of any number of processes that try with the same version exactly one gets True. A False
         changes nothing. Raises WrongType if `expected` is no Txn version.
         """
-        version = 0 if expected is None else _txn_number(expected)
-        if expected is not None and version == 0:
-            return False
+        # To the engine 0 means absent; no value is at version 0, and none will ever be at U64_MAX.
+        version = 0 if expected is None else _txn_number(expected) or U64_MAX
         return self._engine.compare_and_set(run, TAG, key, version, value) is not None
 
     # -- many keys ----------------------------------------------------------------------------
 
     def get_many(self, run: RunId | str, names: Iterable[str]) -> list[Any]:
         """The values of the keys in their order, None where missing, all from one snapshot."""
-        return self._many(run, list(names), None)
+        return self._many(run, _as_list(names), None)
 
     def get_many_map(self, run: RunId | str, names: Iterable[str]) -> dict[str, Any]:
         """The same as a dict without the missing ones."""
-        asked = list(names)
+        asked = _as_list(names)
         found = zip(asked, self._many(run, asked, _ABSENT), strict=True)
         return {name: value for name, value in found if value is not _ABSENT}
 
@@ -154,31 +153,32 @@ class KVStore:
         finally:
             pin.close()
 
-    def mset(
-        self, run: RunId | str, items: Mapping[str, Any] | Iterable[tuple[str, Any]]
-    ) -> int:
+    def mset(self, run: RunId | str, items: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> int:
         """Stores all items in one commit, or none; returns its version.
 
         Of equal keys the last wins. At most 1,048,576 items and 64 MiB encoded, else
         ConstraintViolation. No items: nothing is committed and the newest version comes back.
         """
-        return self._engine.put_many(run, TAG, dict(items))
+        return self._engine.put_many(run, TAG, _as_dict(items))
 
     def mdelete(self, run: RunId | str, names: Iterable[str]) -> int:
         """Removes all of the keys in one commit; how many of them existed."""
-        return self._engine.delete_many(run, TAG, names)
+        asked = _as_list(names)
+        for name in asked:
+            _check_kind(name)
+        return self._engine.delete_many(run, TAG, asked)
 
     # -- ranges -------------------------------------------------------------------------------
 
     def list(self, run: RunId | str, prefix: str | None = None) -> list[str]:
         """The keys with the prefix (all without), in the order of their UTF-8 bytes."""
-        return self._scan(run, prefix or "", None, None, False)[0]
+        return self._scan(run, "" if prefix is None else prefix, None, None, False)[0]
 
     def list_with_values(
         self, run: RunId | str, prefix: str | None = None
     ) -> list[tuple[str, Any]]:
         """The same with their values, all from one snapshot."""
-        return self.scan(run, prefix or "")
+        return self.scan(run, "" if prefix is None else prefix)
 
     def scan(
         self,
@@ -204,7 +204,7 @@ class KVStore:
     ) -> tuple[list[str], list[Any] | None]:
         pin = self._engine.open_pin()
         try:
-            return self._engine.scan(run, TAG, prefix, pin, after, limit, with_values)
+            return self._engine.scan(run, TAG, prefix, pin, after, _count(limit), with_values)
         finally:
             pin.close()
 
@@ -242,7 +242,7 @@ class KVStore:
         (`Database.set_retention`); a missing key gives an empty list.
         """
         bound = None if before is None else _txn_number(before)
-        found, _ = self._engine.history(run, TAG, key, limit, bound)
+        found, _ = self._engine.history(run, TAG, key, _count(limit), bound)
         return [
             Versioned(value, Version.Txn(at), timestamp_us, is_tombstone)
             for value, at, timestamp_us, is_tombstone in found
@@ -256,10 +256,64 @@ class KVStore:
 
 
 def _txn_number(version: Version | int) -> int:
-    if type(version) is int and version >= 0:
-        return version
+    if type(version) is int:
+        return Version(version).value
     if isinstance(version, Version) and version.is_txn():
         return version.as_u64()
     raise errors.WrongType(
-        "Version.Txn", repr(version), f"A key's version is Version.Txn(n) or n, not {version!r}."
+        "Version.Txn",
+        values.class_name(version),
+        f"A key's version is Version.Txn(n) or n, not {version!r}.",
     )
+
+
+def _count(limit: int | None) -> int | None:
+    """A limit as the engine takes it: None, or 0 and more."""
+    if limit is None:
+        return None
+    if type(limit) is not int:
+        kind = values.class_name(limit)
+        raise errors.WrongType(
+            "int or None", kind, f"limit is a {kind}; give an int, or None for no limit."
+        )
+    if limit < 0:
+        raise errors.ConstraintViolation(
+            "limit_negative", f"limit is {values.printable(limit)}; give 0 or more, None for all."
+        )
+    return min(limit, values.INT_MAX)
+
+
+def _as_list(names: Iterable[str]) -> list[str]:
+    """The keys; a single str is refused, or its characters would be taken for keys."""
+    if isinstance(names, str | bytes) or not isinstance(names, Iterable):
+        kind = values.class_name(names)
+        raise errors.WrongType(
+            "an iterable of str", kind, f"The keys are given as a list or the like, not as {kind}."
+        )
+    return list(names)
+
+
+def _as_dict(items: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Keys and values; of equal keys the last."""
+    if isinstance(items, Mapping):
+        return dict(items)
+    found: dict[str, Any] = {}
+    pairs: list[Any] = _as_list(items)  # type: ignore[arg-type]
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            kind = values.class_name(pair)
+            raise errors.WrongType(
+                "pairs of key and value",
+                kind,
+                f"The items are a dict, or pairs (key, value); one of them is a {kind}.",
+            )
+        _check_kind(pair[0])
+        found[pair[0]] = pair[1]
+    return found
+
+
+def _check_kind(name: str) -> None:
+    """Refuses what is no str in the engine's words, before a dict finds it unhashable."""
+    if type(name) is not str:
+        kind = values.class_name(name)
+        raise errors.WrongType("str", kind, f"A key is a str, not {kind}.")

@@ -1,6 +1,6 @@
 """Types of shm_engine._core, the compiled part. For its meaning see _core.pyx."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, final
 
 FORMAT_VERSION: int
@@ -37,6 +37,7 @@ class Pin:
     def close(self) -> None: ...
 
 class Store:
+    after_fork: Callable[[], None] | None
     @staticmethod
     def create(
         control_fd: int,

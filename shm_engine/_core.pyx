@@ -254,6 +254,7 @@ cdef class Store:
     cdef object packer, pack
     cdef bint packing
     cdef double stall_s
+    cdef public object after_fork # called in a forked child, when it first uses the store
     cdef object __weakref__
 
     def __cinit__(self):
@@ -458,6 +459,8 @@ cdef class Store:
             raise errors.Closed("The database was closed by the parent process.")
         if had_thread:
             self.start_keeper()
+        if self.after_fork is not None:
+            self.after_fork()
         return 0
 
     cdef se_session *session(self) except NULL:
@@ -932,6 +935,7 @@ cdef class Store:
         """A request that an interrupted call left in another's hands is waited for first."""
         cdef uint64_t started = se_clock_ns()
         cdef se_status status = SE_BUSY
+        cdef object interrupt = None
         while status == SE_BUSY or status == SE_NEED_SPACE:
             self.busy += 1
             with nogil:
@@ -943,7 +947,9 @@ cdef class Store:
                 session.repairing = True
                 se_session_withdraw(session)
             elif status == SE_BUSY:
-                self.wait_on(session, started)
+                interrupt = self.wait_on(session, started) or interrupt
+        if interrupt is not None:
+            raise interrupt
 
     def put(self, run, int tag, name, value, uint64_t expires_us=0):
         cdef uint8_t key[KEY_MAX]

@@ -16,7 +16,6 @@ from __future__ import annotations
 import atexit
 import os
 import random
-import stat
 import threading
 import time
 import weakref
@@ -161,7 +160,7 @@ class Database:
             map_size: The most bytes of shared memory for data, from 1 MiB on; by default the
                 smaller of 16 GiB and half of /dev/shm. Only what is used is taken. Ignored when
                 joining.
-            max_clients: Slots, 1 to 4096; each thread and each handle takes one. Ignored when
+            max_clients: Slots, 2 to 4096; each thread and each handle takes one. Ignored when
                 joining.
 
         Raises:
@@ -173,8 +172,11 @@ class Database:
         Cost: joining about 2 ms, starting a coordinator about 150 ms.
         """
         wanted = Durability.strict() if durability is None else Durability.of(durability)
-        folder = _prepare_folder(path)
         options = _options(wanted, map_size, max_clients)
+        folder = _folder_named(path)
+        if not folder.exists():
+            _check_supported(options)
+        _prepare_folder(folder)
         return cls._join_folder(folder, options, wanted if durability is not None else None)
 
     @classmethod
@@ -223,6 +225,8 @@ class Database:
         self._closing = threading.Lock()
         self._watch = _Watch(self) if path is not None else None
         _open_handles.add(self)
+        handle = weakref.ref(self)
+        store.after_fork = lambda: _after_fork(handle)
         return self
 
     @classmethod
@@ -422,6 +426,11 @@ class Database:
         self._check_open()
         if not callable(fn):
             raise errors.WrongType("a callable", values.class_name(fn))
+        _check_int("max_retries", max_retries)
+        if max_retries < 0:
+            raise errors.ConstraintViolation(
+                "max_retries", f"max_retries is {values.printable(max_retries)}; give 0 or more."
+            )
         seconds = _seconds(timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
         for attempt in range(max_retries + 1):
@@ -554,6 +563,11 @@ class _Watch:
             self._thread.join()
         os.close(self._stop_writing)
 
+    def abandon(self) -> None:
+        """In a forked child, which has no such thread: lets go of the parent's pipe."""
+        os.close(self._stop_reading)
+        os.close(self._stop_writing)
+
     def _run(self) -> None:
         try:
             while self._watch_once():
@@ -596,6 +610,17 @@ class _Watch:
         return True
 
 
+def _after_fork(handle: weakref.ref[Database]) -> None:
+    """The first use in a forked child: threads did not come along."""
+    database = handle()
+    if database is None or database._closed:
+        return
+    database._owner_pid = os.getpid()
+    if database._watch is not None:
+        database._watch.abandon()
+        database._watch = _Watch(database)
+
+
 def _rejoin(
     path: Path | None, segments: Segments, options: coordinator.Options
 ) -> Database:
@@ -629,17 +654,19 @@ def _seconds(duration: timedelta | float | None) -> float | None:
 def _options(
     durability: Durability, map_size: int | None, max_clients: int
 ) -> coordinator.Options:
-    for name, number in (("map_size", map_size), ("max_clients", max_clients)):
-        if number is not None and type(number) is not int:
-            raise errors.WrongType("int", values.class_name(number), f"{name} must be an int.")
     size = default_map_size() if map_size is None else map_size
+    _check_int("map_size", size)
+    _check_int("max_clients", max_clients)
     if not MAP_SIZE_MIN <= size <= 1 << 46:
         raise errors.ConstraintViolation(
-            "map_size", f"map_size is {size}; give 1 MiB (1048576) to 64 TiB."
+            "map_size",
+            f"map_size is {values.printable(size)}; give 1 MiB (1048576) to 64 TiB.",
         )
-    if not 1 <= max_clients <= 4096:
+    if not 2 <= max_clients <= 4096:
         raise errors.ConstraintViolation(
-            "max_clients", f"max_clients is {max_clients}; give 1 to 4096."
+            "max_clients",
+            f"max_clients is {values.printable(max_clients)}; give 2 to 4096: the handle takes a "
+            f"slot, and so does each thread that uses it.",
         )
     return coordinator.Options(
         size,
@@ -650,25 +677,50 @@ def _options(
     )
 
 
-def _prepare_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder as an absolute path; made if it is missing."""
+def _check_int(name: str, number: int) -> None:
+    if type(number) is not int:
+        kind = values.class_name(number)
+        raise errors.WrongType("int", kind, f"{name} is a {kind}; give an int.")
+
+
+def _folder_named(path: str | os.PathLike[str]) -> Path:
+    """The path of a database's folder, absolute."""
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        kind = values.class_name(path)
+        raise errors.WrongType(
+            "str or os.PathLike", kind, f"A database's folder is named by a str, not by {kind}."
+        )
+    if not os.fspath(path):
+        raise errors.InvalidOperation("The path is empty, so it names no folder.")
     try:
         folder = Path(path).expanduser().absolute()
+        folder.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _no_folder(path, error) from error
+    return folder
+
+
+def _prepare_folder(folder: Path) -> None:
+    """Makes the folder if it is missing, and sees that a database may live in it."""
+    try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
     except FileExistsError:
         raise errors.InvalidOperation(
-            f"{path} is a file; a database is a folder. Name another path."
+            f"{str(folder)!r} is a file; a database is a folder. Name another path."
         ) from None
     except (OSError, ValueError) as error:
-        raise errors.InvalidOperation(f"{path} cannot be a database's folder: {error}.") from error
-    if not stat.S_ISDIR(found.st_mode):
-        raise errors.InvalidOperation(f"{path} is no folder; a database is one.")
+        raise _no_folder(folder, error) from error
     if found.st_uid != os.geteuid():
         raise errors.InvalidOperation(
-            f"{path} belongs to user {found.st_uid}, not to you ({os.geteuid()}). A database is "
-            f"used by the processes of one user."
+            f"{str(folder)!r} belongs to user {found.st_uid}, not to you ({os.geteuid()}). A "
+            f"database is used by the processes of one user."
         )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise errors.InvalidOperation(f"{path} cannot be written; the database keeps files there.")
-    return folder
+        raise errors.InvalidOperation(
+            f"{str(folder)!r} cannot be written; the database keeps files there."
+        )
+
+
+def _no_folder(path: str | os.PathLike[str], error: Exception) -> errors.InvalidOperation:
+    return errors.InvalidOperation(f"{str(path)!r} cannot be a database's folder: {error}.")

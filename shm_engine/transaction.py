@@ -193,6 +193,7 @@ class Transaction:
     def kv_get(self, key: str) -> Any:
         """The value of `key` in this transaction, or None. Guards the key."""
         self._check()
+        _check_kind(key)
         written = self._writes.get(key)
         if written is not None:
             return None if written is _DELETED else values.decode(written)
@@ -204,6 +205,7 @@ class Transaction:
     def kv_exists(self, key: str) -> bool:
         """Whether `key` has a value in this transaction, None included. Guards the key."""
         self._check()
+        _check_kind(key)
         written = self._writes.get(key)
         if written is not None:
             return written is not _DELETED
@@ -253,15 +255,21 @@ class Transaction:
         self._engine.encode(total)
         self._increments[key] = total
 
-    def kv_list(self, prefix: str = "") -> list[str]:
+    def kv_list(self, prefix: str | None = None) -> list[str]:
         """The keys with the prefix, in order, own writes included. Guards each of them."""
-        return [key for key, _ in self.scan_prefix(prefix)]
+        return [key for key, _ in self.scan_prefix("" if prefix is None else prefix)]
 
     def scan_prefix(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """(key, value) in order, own writes included, as they are at the first step.
 
         Guards each key that it yields; with isolation="serializable" the whole range.
         """
+        self._check()
+        # A scan of nothing, which checks the prefix now and not at the first step.
+        self._engine.scan(self.run, keys.TAG_KV, prefix, self._pin, None, 0, False)
+        return self._scan(prefix)
+
+    def _scan(self, prefix: str) -> Iterator[tuple[str, Any]]:
         self._check()
         self._ranges.add(prefix)
         own = sorted(
@@ -304,6 +312,11 @@ class Transaction:
                 "int",
                 values.class_name(base),
                 f"{key!r} holds {values.class_name(base)}, so it cannot be incremented.",
+            )
+        if not values.INT_MIN <= base + delta <= values.INT_MAX:
+            raise errors.ConstraintViolation(
+                "int_out_of_range",
+                f"Incrementing {key!r} by {delta} would leave the 64-bit signed range.",
             )
         return base + delta
 
@@ -372,3 +385,10 @@ class Transaction:
 
     def __repr__(self) -> str:
         return f"<Transaction {self._state}, {len(self._writes) + len(self._increments)} writes>"
+
+
+def _check_kind(key: str) -> None:
+    """Refuses what is no str in the engine's words, before a dict finds it unhashable."""
+    if type(key) is not str:
+        kind = values.class_name(key)
+        raise errors.WrongType("str", kind, f"A key is a str, not {kind}.")

@@ -203,7 +203,7 @@ class LiveView:
     def _row(self, agent: AgentView, is_wide: bool) -> list[str | Text]:
         state = Text(agent.state, style=_STATE_STYLES.get(agent.state, ""))
         counts = (agent.files, round(agent.files_per_s), agent.commits, agent.conflicts)
-        row = [str(agent.worker), state, *(f"{count:,}" for count in counts)]
+        row: list[str | Text] = [str(agent.worker), state, *(f"{count:,}" for count in counts)]
         if not is_wide:
             return row
         width = max(10, self._console.width - OTHER_COLUMNS_WIDTH)
