@@ -11,6 +11,7 @@ Cost:       get and put about 0.2 us beyond encoding the value; list and scan th
 
 from __future__ import annotations
 
+import builtins
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
@@ -54,13 +55,13 @@ class KVStore:
     __slots__ = ("_engine", "_get", "_put", "database")
 
     def __init__(self, database: Database) -> None:
-        engine = getattr(database, "engine", None)
+        engine: Engine | None = getattr(database, "engine", None)
         if engine is None:
             raise errors.WrongType("Database", values.class_name(database))
         self.database = database
-        self._engine: Engine = engine
-        self._get = self._engine.get
-        self._put = self._engine.put
+        self._engine = engine
+        self._get = engine.get
+        self._put = engine.put
 
     # -- one key ------------------------------------------------------------------------------
 
@@ -176,7 +177,7 @@ class KVStore:
 
     def list_with_values(
         self, run: RunId | str, prefix: str | None = None
-    ) -> list[tuple[str, Any]]:
+    ) -> builtins.list[tuple[str, Any]]:
         """The same with their values, all from one snapshot."""
         return self.scan(run, "" if prefix is None else prefix)
 
@@ -186,7 +187,7 @@ class KVStore:
         prefix: str = "",
         limit: int | None = None,
         after: str | None = None,
-    ) -> list[tuple[str, Any]]:
+    ) -> builtins.list[tuple[str, Any]]:
         """At most `limit` (key, value) in order, from the first key greater than `after` on.
 
         Page by giving the last key of a page as `after` of the next; each page is one snapshot.
@@ -201,7 +202,7 @@ class KVStore:
         after: str | None,
         limit: int | None,
         with_values: bool,
-    ) -> tuple[list[str], list[Any] | None]:
+    ) -> tuple[builtins.list[str], builtins.list[Any] | None]:
         pin = self._engine.open_pin()
         try:
             return self._engine.scan(run, TAG, prefix, pin, after, _count(limit), with_values)
@@ -235,7 +236,7 @@ class KVStore:
         key: str,
         limit: int | None = None,
         before: Version | int | None = None,
-    ) -> list[Versioned[Any]]:
+    ) -> builtins.list[Versioned[Any]]:
         """The key's kept versions, newest first, deletions included (is_tombstone, value None).
 
         At most `limit`, only versions below `before`. How much is kept is the run's retention
@@ -283,12 +284,12 @@ def _count(limit: int | None) -> int | None:
     return min(limit, values.INT_MAX)
 
 
-def _as_list(names: Iterable[str]) -> list[str]:
+def _as_list(names: Iterable[T], what: str = "keys") -> list[T]:
     """The keys; a single str is refused, or its characters would be taken for keys."""
     if isinstance(names, str | bytes) or not isinstance(names, Iterable):
         kind = values.class_name(names)
         raise errors.WrongType(
-            "an iterable of str", kind, f"The keys are given as a list or the like, not as {kind}."
+            f"an iterable of {what}", kind, f"The {what} come as a list or the like, not as {kind}."
         )
     return list(names)
 
@@ -298,7 +299,7 @@ def _as_dict(items: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[str, 
     if isinstance(items, Mapping):
         return dict(items)
     found: dict[str, Any] = {}
-    pairs: list[Any] = _as_list(items)  # type: ignore[arg-type]
+    pairs: list[Any] = _as_list(items, "items")
     for pair in pairs:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             kind = values.class_name(pair)

@@ -10,6 +10,8 @@ Invariants: K1 no pointer into shared memory leaves a function: values are decod
             another write set in the same session)
             K3 `busy` counts threads that have let the interpreter lock go inside the store: close
             waits for them
+            K4 `inside` counts calls that are in the store while Python code may run (a value is
+            decoded, a signal handled): close then leaves the mapping to __dealloc__
 """
 import errno
 import os
@@ -20,6 +22,7 @@ import msgpack
 
 from shm_engine import errors, keys, values
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromMemory
@@ -53,6 +56,7 @@ cdef dict _runs = {}
 DEF_STALL_S = 5.0
 
 
+@cython.total_ordering
 cdef class RunId:
     """Names a run: 16 bytes, a UUID. ``RunId("default")`` is the nil UUID.
 
@@ -90,8 +94,10 @@ cdef class RunId:
         return RunId.from_bytes(uuid.uuid4().bytes)
 
     @staticmethod
-    def from_bytes(bytes data not None):
+    def from_bytes(data):
         """Makes the run id with these 16 bytes."""
+        if type(data) is not bytes:
+            raise errors.WrongType("bytes", values.class_name(data))
         if len(data) != 16:
             raise errors.InvalidKey(f"A run id has 16 bytes, not {len(data)}.")
         cdef RunId run = RunId.__new__(RunId)
@@ -132,6 +138,9 @@ cdef class RunId:
 # The type's own dictionary: an extension type takes no new attributes from outside.
 (<dict> (<PyTypeObject *> RunId).tp_dict)["DEFAULT"] = RunId("default")
 PyType_Modified(RunId)
+
+
+cdef RunId DEFAULT_RUN = RunId("default")
 
 
 cdef RunId as_run(object run):
@@ -186,10 +195,32 @@ cdef refuse_name(name, Py_ssize_t size):
     raise errors.InvalidKey(f"The key {short!r} starts with \"_strata/\", which is reserved.")
 
 
+cdef str packed_kind(uint64_t first):
+    """The Python type of a packed value that is no int, from its first byte."""
+    if first == 0xc0:
+        return "NoneType"
+    if first == 0xc2 or first == 0xc3:
+        return "bool"
+    if first == 0xcb:
+        return "float"
+    if 0xc4 <= first <= 0xc6:
+        return "bytes"
+    if 0xa0 <= first <= 0xbf or 0xd9 <= first <= 0xdb:
+        return "str"
+    return "list" if 0x90 <= first <= 0x9f or 0xdc <= first <= 0xdd else "dict"
+
+
 cdef object decode(const uint8_t *data, uint32_t size):
     if size <= SMALL_VALUE:
         return _unpackb(PyBytes_FromStringAndSize(<const char *> data, size))
     return _unpackb(PyMemoryView_FromMemory(<char *> data, size, 0x100))
+
+
+cdef struct _Ready:
+    uint32_t kind, key_size, value_size
+    const char *value
+    uint64_t expires_us
+    int64_t argument
 
 
 cdef class _Buffer:
@@ -215,6 +246,8 @@ cdef class _Buffer:
         return 0
 
 
+# A garbage collection clears members before it frees, and freeing a Pin needs its store.
+@cython.no_gc_clear
 cdef class Pin:
     """An announced snapshot: what it sees is not trimmed until it is closed."""
     cdef Store store
@@ -239,6 +272,7 @@ cdef class Pin:
         return not self.open
 
 
+@cython.no_gc_clear
 cdef class Store:
     """One process's attachment to one database; see _core.pyi for the meaning of each method."""
     cdef se_store store
@@ -247,8 +281,8 @@ cdef class Store:
     cdef uint64_t threads_id
     cdef uint64_t fork_count
     cdef uint32_t member
-    cdef bint is_open, is_member
-    cdef int busy
+    cdef bint is_open, is_member, is_mapped
+    cdef int busy, inside
     cdef list entries      # snapshot entries that this process has claimed
     cdef list idle_entries # those of them that no open Pin uses
     cdef object packer, pack
@@ -318,6 +352,7 @@ cdef class Store:
         self.threads_id = se_threads_open(&self.store)
         self.fork_count = se_fork_count
         self.is_open = True
+        self.is_mapped = True
 
     # -- membership and lifecycle -------------------------------------------------------------
 
@@ -370,8 +405,9 @@ cdef class Store:
             raise errors.Unavailable("The thread that looks after the database did not start.")
 
     def serve(self):
-        """Takes the coordinator's duties from a thread that may have them."""
+        """Takes the coordinator's duties, and members again if a dead one was about to leave."""
         self.check_open()
+        se_swap_if_equal_u32(&self.store.seq.phase, SE_PHASE_LEAVING, SE_PHASE_SERVING)
         se_store_relaxed(&self.store.seq.keeper_identity, self.store.identity)
 
     def keep(self, double seconds):
@@ -399,7 +435,7 @@ cdef class Store:
         if not self.is_open:
             return
         self.is_open = False
-        while self.busy > 0:
+        while self.busy > 0 and self.fork_count == se_fork_count:
             time.sleep(0.0002)
         if self.fork_count == se_fork_count:
             for entry in self.entries:
@@ -414,12 +450,14 @@ cdef class Store:
         self.thread = NULL
         self.idle_entries = []
         self.entries = []
-        se_threads_close(self.threads_id)
         free(self.keeper)
         self.keeper = NULL
-        self.unmap()
+        if self.inside == 0:
+            self.unmap()
 
     cdef unmap(self):
+        self.is_mapped = False
+        se_threads_close(self.threads_id)
         os.close(self.store.control_fd)
         os.close(self.store.data_fd)
         se_store_detach(&self.store)
@@ -428,8 +466,7 @@ cdef class Store:
         # Handles close; an attachment that is only dropped leaves its slots to the reaper.
         if self.thread != NULL and self.fork_count == se_fork_count:
             se_keeper_stop(self.thread)
-        if self.is_open:
-            se_threads_close(self.threads_id)
+        if self.is_mapped:
             self.unmap()
         free(self.keeper)
 
@@ -443,15 +480,20 @@ cdef class Store:
         self.check_open()
         if self.fork_count == se_fork_count:
             return 0
+        identity = se_process_identity(<uint32_t> os.getpid())
+        if identity == 0:
+            raise errors.IoError("/proc could not be read (are all descriptors in use?), so this "
+                                 "forked process cannot join the database.")
         was_member = self.is_member
         had_thread = self.thread != NULL
         self.fork_count = se_fork_count
         self.is_member = False
         self.thread = NULL
         self.busy = 0
+        self.inside = 0
         self.idle_entries = []
         self.entries = []
-        self.store.identity = se_process_identity(<uint32_t> os.getpid())
+        self.store.identity = identity
         self.store.mapped_to = 0
         se_threads_after_fork(self.threads_id)
         if was_member and not self.join():
@@ -489,6 +531,7 @@ cdef class Store:
                 f"max_clients.")
         if status == SE_TOO_LARGE:
             raise errors.ConstraintViolation(
+                "write_set_too_large",
                 f"The write set is too large: a commit holds at most {SE_OPS_MAX} operations and "
                 f"{SE_REQUEST_MAX >> 20} MiB. Split it into several.")
         if status == SE_CORRUPT:
@@ -509,18 +552,29 @@ cdef class Store:
         if status == SE_MISMATCH:
             raise errors.VersionMismatch(None, detail, f"{name!r} is at version {detail} now.")
         if status == SE_WRONG_TYPE:
-            raise errors.WrongType("int", "another type",
-                                   f"{name!r} does not hold an int, so it cannot be incremented.")
+            kind = packed_kind(detail)
+            raise errors.WrongType("int", kind,
+                                   f"{name!r} holds {kind}, so it cannot be incremented.")
         if status == SE_OVERFLOW:
             raise errors.ConstraintViolation(
+                "int_out_of_range",
                 f"Incrementing {name!r} would leave the 64-bit signed range; its value stays.")
         if status == SE_RUN_CLOSED:
             state = keys.RUN_STATUS_NAMES.get(detail, f"status {detail}")
-            raise errors.RunError(None, state, f"The run is {state}, so it takes no writes; reads "
-                                  f"still work.")
+            run = str(RunId.from_bytes(PyBytes_FromStringAndSize(<char *> session.run, 16)))
+            raise errors.RunError(run, state, f"The run {run} is {state}, so it takes no writes; "
+                                  f"reads still work.")
         self.fail(status)
 
     # -- reading ------------------------------------------------------------------------------
+
+    cdef void pin(self, se_session *session) noexcept:
+        self.inside += 1
+        se_session_pin(session)
+
+    cdef void unpin(self, se_session *session) noexcept:
+        se_session_unpin(session)
+        self.inside -= 1
 
     cdef se_status find(self, se_session *session, const uint8_t *key, uint32_t size,
                         uint64_t snapshot, const se_record **record) noexcept nogil:
@@ -567,7 +621,7 @@ cdef class Store:
         cdef Py_ssize_t size = fill_key(key, as_run(run), tag, name, False)
         cdef se_session *session = self.session()
         cdef se_status status
-        se_session_pin(session)
+        self.pin(session)
         try:
             status = self.lookup(session, key, <uint32_t> size, pin, &record)
             if status != SE_OK:
@@ -578,7 +632,7 @@ cdef class Store:
                 return default
             return decode(record.value, record.value_size)
         finally:
-            se_session_unpin(session)
+            self.unpin(session)
 
     def get_record(self, run, int tag, name, Pin pin=None):
         """(value, version, timestamp_us, expires_us), or None."""
@@ -586,7 +640,7 @@ cdef class Store:
         cdef const se_record *record
         cdef Py_ssize_t size = fill_key(key, as_run(run), tag, name, False)
         cdef se_session *session = self.session()
-        se_session_pin(session)
+        self.pin(session)
         try:
             status = self.lookup(session, key, <uint32_t> size, pin, &record)
             if status != SE_OK:
@@ -597,16 +651,16 @@ cdef class Store:
             return (decode(record.value, record.value_size), record.version, record.timestamp_us,
                     record.expires_us)
         finally:
-            se_session_unpin(session)
+            self.unpin(session)
 
     def get_many(self, run, int tag, names, Pin pin not None, default=None):
         cdef uint8_t key[KEY_MAX]
         cdef const se_record *record
         cdef RunId run_id = as_run(run)
-        cdef se_session *session = self.session()
         cdef list found = []
         cdef Py_ssize_t size
-        se_session_pin(session)
+        cdef se_session *session = self.session()
+        self.pin(session)
         try:
             for name in names:
                 size = fill_key(key, run_id, tag, name, False)
@@ -618,7 +672,7 @@ cdef class Store:
                 else:
                     found.append(decode(record.value, record.value_size))
         finally:
-            se_session_unpin(session)
+            self.unpin(session)
         return found
 
     def scan(self, run, int tag, prefix, Pin pin not None, after=None, limit=None,
@@ -664,7 +718,7 @@ cdef class Store:
         cdef se_status status
         cdef int visited = 0
         cdef se_session *session = self.session()
-        se_session_pin(session)
+        self.pin(session)
         try:
             status = se_iter_seek(iter, &self.store, first, <uint32_t> first_size)
             while status == SE_OK and left[0] > 0:
@@ -693,7 +747,7 @@ cdef class Store:
                     buffer.add(record.value, record.value_size)
                 left[0] -= 1
         finally:
-            se_session_unpin(session)
+            self.unpin(session)
         if status != SE_OK:
             self.fail(status)
         return 0
@@ -717,12 +771,12 @@ cdef class Store:
         cdef uint8_t key[KEY_MAX]
         cdef const se_record *record
         cdef Py_ssize_t size = fill_key(key, as_run(run), tag, name, False)
-        cdef se_session *session = self.session()
         cdef uint64_t left = (<uint64_t> -1) if limit is None else max(0, limit)
         cdef uint64_t bound = (<uint64_t> -1) if before is None else before
         cdef list found = []
         cdef se_status status
-        se_session_pin(session)
+        cdef se_session *session = self.session()
+        self.pin(session)
         try:
             status = self.find_now(session, key, <uint32_t> size, &record)
             while status == SE_OK and record != NULL and left > 0:
@@ -733,7 +787,7 @@ cdef class Store:
                     left -= 1
                 status = se_record_older(&self.store, record, &record)
         finally:
-            se_session_unpin(session)
+            self.unpin(session)
         if status != SE_OK and status != SE_TRIMMED:
             self.fail(status)
         return found, status == SE_TRIMMED
@@ -746,7 +800,7 @@ cdef class Store:
         cdef se_session *session = self.session()
         cdef uint64_t earliest = 0
         cdef se_status status
-        se_session_pin(session)
+        self.pin(session)
         try:
             status = self.find_now(session, key, <uint32_t> size, &record)
             while status == SE_OK and record != NULL:
@@ -757,7 +811,7 @@ cdef class Store:
                 earliest = record.version
                 status = se_record_older(&self.store, record, &record)
         finally:
-            se_session_unpin(session)
+            self.unpin(session)
         if status != SE_OK and status != SE_TRIMMED:
             self.fail(status)
         if earliest == 0 and version < se_load_acquire(&self.store.seq.removed_horizon):
@@ -771,6 +825,7 @@ cdef class Store:
         cdef Pin pin = Pin.__new__(Pin)
         cdef uint32_t entry
         cdef se_status status
+        cdef uint64_t wanted = SE_NO_SNAPSHOT if version is None else version
         if not self.is_open or self.fork_count != se_fork_count:
             self.check_fork()
         if self.idle_entries:
@@ -784,8 +839,11 @@ cdef class Store:
         pin.entry = entry
         pin.fork_count = se_fork_count
         pin.now_us = se_clock_real_us()
-        status = se_snapshot_open(&self.store, entry,
-                                  SE_NO_SNAPSHOT if version is None else version, &pin.version)
+        if version is not None and wanted > se_load_acquire(&self.store.seq.commit_version):
+            self.idle_entries.append(entry)
+            raise errors.ConstraintViolation(
+                "version_in_future", f"Version {version} has not been committed yet.")
+        status = se_snapshot_open(&self.store, entry, wanted, &pin.version)
         if status != SE_OK:
             self.idle_entries.append(entry)
             raise errors.HistoryTrimmed(version, self.trim_horizon())
@@ -806,6 +864,11 @@ cdef class Store:
         return se_load_acquire(&self.store.seq.commit_version)
 
     # -- writing ------------------------------------------------------------------------------
+
+    def check_name(self, name, bint prefix=False):
+        """Raises what a read or write of this name would; a prefix may be empty."""
+        cdef uint8_t key[KEY_MAX]
+        fill_key(key, <RunId> DEFAULT_RUN, 0, name, prefix)
 
     cpdef bytes encode(self, value):
         """The packed value, or the precise error of values.explain."""
@@ -885,12 +948,15 @@ cdef class Store:
         taken up is withdrawn and the error raised; one that was is waited for, and an interrupt is
         returned, to be raised after it."""
         cdef se_status status
+        self.inside += 1
         try:
             PyErr_CheckSignals()
         except BaseException as interrupt:
             if se_session_withdraw(session) == SE_OK:
                 raise
             return interrupt
+        finally:
+            self.inside -= 1
         if (se_clock_ns() - started) * 1e-9 < self.stall_s:
             return None
         owner = se_sequencer_owner(&self.store)
@@ -936,6 +1002,7 @@ cdef class Store:
         cdef uint64_t started = se_clock_ns()
         cdef se_status status = SE_BUSY
         cdef object interrupt = None
+        session.committing = True
         while status == SE_BUSY or status == SE_NEED_SPACE:
             self.busy += 1
             with nogil:
@@ -943,11 +1010,12 @@ cdef class Store:
                 if status == SE_OK:
                     status = se_session_outcome(session)
             self.busy -= 1
-            if status == SE_NEED_SPACE: # nobody waits for it any more
+            if status == SE_NEED_SPACE: # it was refused, and nobody waits for it any more
                 session.repairing = True
-                se_session_withdraw(session)
+                status = se_session_withdraw(session)
             elif status == SE_BUSY:
                 interrupt = self.wait_on(session, started) or interrupt
+        session.committing = False
         if interrupt is not None:
             raise interrupt
 
@@ -1103,27 +1171,38 @@ cdef class Store:
     def commit(self, run, list ops, uint64_t snapshot):
         """ops: (kind, tag, name, packed value or None, expires_us, argument); gives (version,
         how many keys it deleted, timestamp_us)."""
-        cdef _Buffer keys = _Buffer()
+        cdef _Buffer ready = _Buffer() # one _Ready each, then its key
+        cdef _Ready op
         cdef uint8_t key[KEY_MAX]
         cdef RunId run_id = as_run(run)
-        cdef Py_ssize_t size, at = 0
-        cdef uint16_t key_size
+        cdef Py_ssize_t size, index
+        cdef size_t at = 0
         cdef se_session *session
-        cdef se_status status
-        cdef list encoded = []
+        cdef se_status status = SE_OK
         cdef list names = []
-        for kind, tag, name, value, expires_us, argument in ops:
-            size = fill_key(key, run_id, tag, name, kind == SE_OP_CHECK_RANGE)
-            key_size = <uint16_t> size
-            keys.add(&key_size, 2)
-            keys.add(key, size)
-            encoded.append((kind, value, expires_us, argument))
+        cdef list packed_values = []
+        cdef bytes packed
+        for kind, tag, name, packed, expires_us, argument in ops:
+            op.kind = kind
+            op.key_size = <uint32_t> fill_key(key, run_id, tag, name, op.kind == SE_OP_CHECK_RANGE)
+            op.expires_us = expires_us
+            op.argument = argument
+            op.value = NULL if packed is None else PyBytes_AS_STRING(packed)
+            op.value_size = 0 if packed is None else <uint32_t> PyBytes_GET_SIZE(packed)
+            ready.add(&op, sizeof(op))
+            ready.add(key, op.key_size)
+            packed_values.append(packed) # keeps the bytes that op.value points into
             names.append(name)
         session = self.start(run_id, snapshot)
-        for kind, packed, expires_us, argument in encoded:
-            memcpy(&key_size, keys.data + at, 2)
-            self.add(session, kind, keys.data + at + 2, key_size, packed, expires_us, argument)
-            at += 2 + key_size
+        while status == SE_OK and at < ready.used: # no Python code runs in here
+            memcpy(&op, ready.data + at, sizeof(op))
+            at += sizeof(op)
+            status = se_session_add(session, op.kind, ready.data + at, op.key_size, op.value,
+                                    op.value_size, op.expires_us, op.argument)
+            at += op.key_size
+        if status != SE_OK:
+            se_session_abandon(session)
+            self.fail(status)
         status = self.finish(session)
         if status != SE_OK:
             self.fail_commit(session, status, names)
@@ -1162,7 +1241,7 @@ cdef class Store:
         memcpy(key, run_id.raw, 16)
         key[16] = 5
         key[17] = 0
-        se_session_pin(session)
+        self.pin(session)
         try:
             status = self.find_now(session, key, 18, &record)
             if status != SE_OK:
@@ -1172,7 +1251,7 @@ cdef class Store:
             return (PyBytes_FromStringAndSize(<char *> record.value, record.value_size),
                     record.version)
         finally:
-            se_session_unpin(session)
+            self.unpin(session)
 
     # -- upkeep and figures -------------------------------------------------------------------
 

@@ -145,6 +145,7 @@ cdef extern from "session.h" nogil:
         bint waiting
         bint repairing
         bint committing
+        uint8_t run[16]
         uint64_t used
         uint64_t op_count
     uint64_t se_session_pin(se_session *session)

@@ -42,6 +42,9 @@ TICK_S: Final = 0.05
 FIRST_MEMBER_S: Final = 10.0
 START_S: Final = 20.0
 LOCK_S: Final = 15.0
+SERVING: Final = "serving"
+ANOTHER: Final = "another serves"
+NOTHING: Final = "nothing to take over"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +113,12 @@ def wait_for_end(identity: int, seconds: float) -> bool:
 # -- the starter's side -----------------------------------------------------------------------
 
 
-def start(folder: Path, options: Options) -> None:
+def start(folder: Path, options: Options | None) -> bool:
     """Starts a coordinator and waits until it serves, or another one does.
+
+    Args:
+        options: For a new database. None: only a living one, whose coordinator has died, is taken
+            over; False if nobody lives in it any more.
 
     Raises:
         Unavailable: none came up in time.
@@ -121,7 +128,7 @@ def start(folder: Path, options: Options) -> None:
     command = [sys.executable, "-m", "shm_engine.coordinator", str(folder), str(writable)]
     try:
         process = subprocess.Popen(
-            [*command, json.dumps(asdict(options))],
+            [*command, json.dumps(options and asdict(options))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -145,6 +152,7 @@ def start(folder: Path, options: Options) -> None:
         )
     if "error" in answer:
         raise getattr(errors, answer["error"])(answer["message"])
+    return bool(answer["state"] != NOTHING)
 
 
 def _environment() -> dict[str, str]:
@@ -175,26 +183,30 @@ def _read_answer(readable: int) -> dict[str, Any]:
 class Coordinator:
     """One coordinator, from taking the folder over to leaving it."""
 
-    def __init__(self, folder: Path, options: Options) -> None:
+    def __init__(self, folder: Path, options: Options | None) -> None:
         self._folder = folder
         self._options = options
         self._stopping = False
         self._lock = filelock.FileLock(folder / LOCK_FILE)
 
-    def take_over(self) -> bool:
-        """Holds the lock and serves; False if another coordinator does already."""
+    def take_over(self) -> str:
+        """Holds the lock and serves, unless another coordinator does or there is nothing to do."""
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             info = read_info(self._folder)
             if info is not None and info.is_alive():
-                return False
+                return ANOTHER
             # Its holder is just starting, or just leaving.
             try:
                 self._lock.acquire(timeout=LOCK_S, poll_interval=0.002)
             except filelock.Timeout:
-                return False
-        self._segments, self._store = self._adopt() or self._create()
+                return ANOTHER
+        found = self._adopt() or self._create()
+        if found is None:
+            self._lock.release()
+            return NOTHING
+        self._segments, self._store = found
         identity = process_identity(os.getpid())
         _write_info(
             self._folder,
@@ -207,7 +219,7 @@ class Coordinator:
                 time.time_ns() // 1000,
             ),
         )
-        return True
+        return SERVING
 
     def _adopt(self) -> tuple[Segments, Store] | None:
         """The segments of a dead coordinator, if anybody still lives in them."""
@@ -216,16 +228,21 @@ class Coordinator:
             return None
         try:
             store = info.segments.attach()
-        except errors.FormatMismatch:
-            info.segments.unlink()
-            return None
+        except errors.FormatMismatch as error:
+            # Whether anybody lives in them cannot be told, so they are not taken away.
+            raise errors.FormatMismatch(
+                f"{error} If no process uses it any more, remove /dev/shm{info.segments.control} "
+                f"and /dev/shm{info.segments.data}."
+            ) from error
         if store.members() > 0:
             return info.segments, store
         store.close()
         info.segments.unlink()
         return None
 
-    def _create(self) -> tuple[Segments, Store]:
+    def _create(self) -> tuple[Segments, Store] | None:
+        if self._options is None:
+            return None
         clear_leftovers()
         segments = Segments.fresh()
         return segments, segments.create(**asdict(self._options))
@@ -287,21 +304,22 @@ def _answer(descriptor: int, **fields: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """FOLDER, the descriptor to answer on, options as JSON."""
+    """FOLDER, the descriptor to answer on, options as JSON (null: only take over)."""
     folder, descriptor = Path(arguments[0]), int(arguments[1])
     if os.fork() != 0:
         os._exit(0)  # the starter reaps this one; the other belongs to init
-    coordinator = Coordinator(folder, Options(**json.loads(arguments[2])))
+    options = json.loads(arguments[2])
+    coordinator = Coordinator(folder, options and Options(**options))
     try:
-        serving = coordinator.take_over()
+        state = coordinator.take_over()
     except errors.Error as error:
         _answer(descriptor, error=type(error).__name__, message=str(error))
         return 1
     except OSError as error:
         _answer(descriptor, error="IoError", message=f"{folder}: {error}")
         return 1
-    _answer(descriptor, state="serving" if serving else "another serves")
-    if serving:
+    _answer(descriptor, state=state)
+    if state == SERVING:
         coordinator.serve()
     return 0
 

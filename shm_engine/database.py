@@ -139,6 +139,9 @@ class Database:
     _segments: Segments
     _options: coordinator.Options
     _watch: _Watch | None
+    _owner_pid: int
+    _closed: bool
+    _closing: threading.Lock
 
     # -- opening ------------------------------------------------------------------------------
 
@@ -236,8 +239,11 @@ class Database:
         for _ in range(JOIN_TRIES):
             info = coordinator.read_info(folder)
             if info is None or not info.is_alive():
-                _check_supported(options)
-                coordinator.start(folder, options)
+                # A living database keeps its mode when its coordinator has died.
+                left = info is not None and info.segments.exist()
+                if not (left and coordinator.start(folder, None)):
+                    _check_supported(options)
+                    coordinator.start(folder, options)
                 continue
             try:
                 store = info.segments.attach()
@@ -493,6 +499,15 @@ class Database:
         The last handle of a folder returns when the coordinator has left. In another process (after
         fork or pickling) close affects that process's handle alone.
         """
+        self._close(wait=True)
+
+    def __del__(self) -> None:
+        # A handle that was only dropped must not keep the database open.
+        if not getattr(self, "_closed", True):
+            with suppress(Exception):
+                self._close(wait=False)
+
+    def _close(self, wait: bool) -> None:
         with self._closing:
             if self._closed:
                 return
@@ -503,7 +518,7 @@ class Database:
         if self._path is None:
             self._leave_ephemeral()
         else:
-            self._leave_folder(self._path)
+            self._leave_folder(self._path, wait)
 
     def _leave_ephemeral(self) -> None:
         self._store.leave()
@@ -512,9 +527,9 @@ class Database:
                 self._segments.unlink()
         self._store.close()
 
-    def _leave_folder(self, path: Path) -> None:
+    def _leave_folder(self, path: Path, wait: bool) -> None:
         self._store.leave()
-        deadline = time.monotonic() + LEAVE_S
+        deadline = time.monotonic() + (LEAVE_S if wait else 0.0)
         while self._store.members() == 0 and time.monotonic() < deadline:
             info = coordinator.read_info(path)
             if info is None or info.segments != self._segments:
@@ -581,7 +596,7 @@ class _Watch:
         database = self._database()
         if database is None or database.closed or database.path is None:
             return False
-        folder, segments, options = database.path, database._segments, database._options
+        folder, segments = database.path, database._segments
         del database
         info = coordinator.read_info(folder)
         if info is None or info.segments != segments:
@@ -604,10 +619,9 @@ class _Watch:
         if not segments.exist():
             return False
         try:
-            coordinator.start(folder, options)
+            return coordinator.start(folder, None)
         except errors.Error:
             return not poll.poll(500)
-        return True
 
 
 def _after_fork(handle: weakref.ref[Database]) -> None:

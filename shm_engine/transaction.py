@@ -221,7 +221,7 @@ class Transaction:
         """
         self._check()
         packed = self._engine.encode(value)
-        self._check_key(key)
+        self._engine.check_name(key)
         self._increments.pop(key, None)
         self._writes[key] = packed
 
@@ -245,7 +245,7 @@ class Transaction:
         self._check()
         if type(delta) is not int:
             raise errors.WrongType("int", values.class_name(delta))
-        self._check_key(key)
+        self._engine.check_name(key)
         written = self._writes.get(key)
         if written is not None:
             base = None if written is _DELETED else values.decode(written)
@@ -265,8 +265,7 @@ class Transaction:
         Guards each key that it yields; with isolation="serializable" the whole range.
         """
         self._check()
-        # A scan of nothing, which checks the prefix now and not at the first step.
-        self._engine.scan(self.run, keys.TAG_KV, prefix, self._pin, None, 0, False)
+        self._engine.check_name(prefix, True)  # now, and not at the first step
         return self._scan(prefix)
 
     def _scan(self, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -298,10 +297,6 @@ class Transaction:
     def _own_item(self, key: str) -> Iterator[tuple[str, Any]]:
         if self._writes.get(key) is not _DELETED:
             yield key, self.kv_get(key)
-
-    def _check_key(self, key: str) -> None:
-        # Reading checks the name by the same rules, and costs less than a second copy of them.
-        self._engine.get_record(self.run, keys.TAG_KV, key, self._pin)
 
     @staticmethod
     def _incremented(key: str, base: Any, delta: int) -> int:

@@ -58,7 +58,24 @@ static void clear_slot(se_slot *slot) {
     se_store_release(&slot->identity, 0);
 }
 
-void se_client_leave(se_store *store, uint32_t slot) { clear_slot(&store->slots[slot]); }
+void se_client_drop_orphan(se_store *store, uint32_t slot) {
+    /* The owner and the holder may both come here; one of them wins. */
+    if (se_swap_if_equal(&store->slots[slot].kind, SE_SLOT_ORPHAN, 0))
+        clear_slot(&store->slots[slot]);
+}
+
+void se_client_leave(se_store *store, uint32_t index) {
+    se_slot *slot = &store->slots[index];
+    (void)se_swap_if_equal_u32(&slot->request_state, SE_REQUEST_PENDING, SE_REQUEST_IDLE);
+    if (SE_LIKELY(se_load_acquire_u32(&slot->request_state) == SE_REQUEST_IDLE)) {
+        clear_slot(slot);
+        return;
+    }
+    se_store_release(&slot->kind, SE_SLOT_ORPHAN);
+    se_fence_full();
+    if (se_load_acquire_u32(&slot->request_state) == SE_REQUEST_IDLE)
+        se_client_drop_orphan(store, index);
+}
 
 /* The last process asked about, so that its many slots cost one look into /proc. */
 typedef struct {
@@ -83,7 +100,8 @@ uint32_t se_client_members(const se_store *store) {
     for (uint32_t index = 0; index < high; index++) {
         const se_slot *slot = &store->slots[index];
         uint64_t identity = se_load_acquire(&slot->identity);
-        if (identity && se_load_acquire(&slot->kind) != SE_SLOT_THREAD &&
+        uint64_t kind = se_load_acquire(&slot->kind);
+        if (identity && kind != SE_SLOT_THREAD && kind != SE_SLOT_ORPHAN &&
             owner_alive(store, identity, &last))
             count++; /* kind 0: is just joining */
     }
@@ -171,6 +189,8 @@ void se_horizon_update(se_store *store) {
 }
 
 se_status se_snapshot_claim(se_store *store, uint32_t *entry) {
+    if (store->identity == 0)
+        return SE_IO;
     for (uint32_t index = 0; index < store->header->snapshot_count; index++) {
         se_snapshot *candidate = &store->snapshots[index];
         if (se_load_relaxed(&candidate->identity) == 0 &&

@@ -17,7 +17,9 @@
 
 /* SE_TOO_MANY: every slot is taken (the dead were cleared before saying so). */
 se_status se_client_join(se_store *store, uint32_t kind, uint32_t *slot);
+/* A slot whose request is in a holder's hands becomes an orphan: the holder frees it after. */
 void se_client_leave(se_store *store, uint32_t slot);
+void se_client_drop_orphan(se_store *store, uint32_t slot);
 /* Handles of living processes, this one's included. */
 uint32_t se_client_members(const se_store *store);
 uint32_t se_client_count(const se_store *store, uint32_t kind);

@@ -10,6 +10,7 @@
 #include "undo.h"
 
 #define TRIM_ON_WRITE_MAX 8u
+#define TRIM_WALK_MAX 128u /* more than the commits between two updates of the horizon */
 #define SPLIT_ROUNDS_MAX 64
 
 typedef struct {
@@ -140,7 +141,9 @@ static se_status link_new_key(commit *c, const se_op *op, uint64_t record) {
     se_leaf *leaf = se_at(store, offset, 16);
     if (!leaf)
         return SE_CORRUPT;
-    se_store_relaxed(&leaf->head, record);
+    /* A rollback marks the leaf removed: somebody may have found it, and would write into it. */
+    se_store_relaxed(&leaf->head, SE_LEAF_REMOVED);
+    se_undo_store(store, &leaf->head, record);
     leaf->key_size = op->key_size;
     se_copy_private(leaf->key, op_key(op), op->key_size);
     if (SE_UNLIKELY(is_run_record(op)))
@@ -157,11 +160,16 @@ static se_status trim_on_write(commit *c, const se_op *op, se_leaf *leaf, const 
         c->retention.kind < SE_RETAIN_LAST)
         return SE_OK;
     uint64_t before = se_load_relaxed(&seq->trimmed_versions);
-    if (c->retention.kind == SE_RETAIN_LAST && c->retention.argument <= TRIM_ON_WRITE_MAX) {
+    bool measured = (c->store->commit_serial & 63) == 0;
+    if (measured)
+        se_horizon_update(c->store);
+    /* Before the horizon has passed the old head there is nothing to cut near it. */
+    bool near = measured || old->version <= se_load_relaxed(&seq->trim_effective);
+    if (near && c->retention.kind == SE_RETAIN_LAST &&
+        c->retention.argument <= TRIM_ON_WRITE_MAX) {
         bool alone;
-        if ((c->store->commit_serial & 63) == 0)
-            se_horizon_update(c->store);
-        SE_TRY(se_record_trim(c->store, leaf, &c->retention, c->timestamp_us, 0, &alone));
+        uint64_t walk = TRIM_WALK_MAX;
+        SE_TRY(se_record_trim(c->store, leaf, &c->retention, c->timestamp_us, 0, &walk, &alone));
     }
     if (se_load_relaxed(&seq->trimmed_versions) == before)
         se_store_relaxed(&seq->garbage_size, se_load_relaxed(&seq->garbage_size) +
@@ -275,8 +283,9 @@ static se_status each_op(commit *c, se_status (*visit)(commit *, se_op *)) {
 
 static se_status check_one(commit *c, se_op *op) { return check_op(c, op); }
 
+/* Deletes, and the beginning and ending of runs, may use the reserve. */
 static se_status survey_one(commit *c, se_op *op) {
-    if (op->kind != SE_OP_DELETE)
+    if (op->kind == SE_OP_INCREMENT || (op->kind == SE_OP_PUT && !is_run_record(op)))
         c->store->deleting = false;
     return SE_OK;
 }
@@ -291,11 +300,6 @@ static se_status prepare(commit *c) {
     SE_TRY(each_op(c, check_one));
     SE_TRY(se_undo_reserve(store, c->op_count * 12 + 64, c->op_count * 4 + 32));
     return SE_OK;
-}
-
-static se_status carry_out(commit *c) {
-    SE_TRY(se_retire_reserve(c->store, c->op_count * 4 + 16));
-    return each_op(c, apply_op);
 }
 
 static void count_time(commit *c, uint64_t start_ns) {
@@ -332,8 +336,9 @@ static void publish(commit *c) {
 static se_status attempt(commit *c) {
     c->changed = false;
     c->inserted = false;
+    SE_TRY(se_retire_reserve(c->store, c->op_count * 4 + 16));
     se_undo_begin(c->store, c->version);
-    se_status status = carry_out(c);
+    se_status status = each_op(c, apply_op);
     if (status == SE_OK && c->changed) {
         publish(c);
         return SE_OK;
@@ -345,6 +350,7 @@ static se_status attempt(commit *c) {
 /* Where the arena cannot grow any more, larger free blocks are cut up. */
 static se_status attempt_with_splits(commit *c) {
     se_store *store = c->store;
+    uint64_t used = se_arena_used(store);
     se_status status = attempt(c);
     for (int round = 0; status == SE_NEED_SPACE && round < SPLIT_ROUNDS_MAX; round++) {
         if (!se_load_relaxed(&store->seq->arena_exhausted))
@@ -353,6 +359,8 @@ static se_status attempt_with_splits(commit *c) {
             break;
         status = attempt(c);
     }
+    if (status == SE_NEED_SPACE)
+        c->detail = used; /* less than this means that room was made */
     return status;
 }
 
@@ -382,8 +390,7 @@ void se_commit_serve(se_store *store, se_slot *slot, uint32_t index) {
         if (status == SE_CONFLICT || status == SE_MISMATCH)
             count_one(&seq->conflicts);
     }
-    if (status == SE_OK)
-        (void)se_retire_free(store, 4 + (uint32_t)(c.op_count * 2));
+    (void)se_retire_free(store, 4 + (uint32_t)c.op_count * 2);
     if (timing && status == SE_OK)
         count_time(&c, start_ns);
 }

@@ -133,7 +133,7 @@ _Static_assert(offsetof(se_sequencer, undo_version) == 320, "sequencer.undo_vers
 _Static_assert(sizeof(se_sequencer) <= SE_PAGE, "sequencer fits its page");
 
 enum { SE_REQUEST_IDLE = 0, SE_REQUEST_PENDING = 1, SE_REQUEST_TAKEN = 2 };
-enum { SE_SLOT_THREAD = 1, SE_SLOT_MEMBER = 2 };
+enum { SE_SLOT_THREAD = 1, SE_SLOT_MEMBER = 2, SE_SLOT_ORPHAN = 3 };
 
 /* One per thread that uses the database, and one "member" per handle, which keeps it open. */
 typedef struct {

@@ -68,17 +68,15 @@ static bool last_needed(const se_store *store, const se_record *record, uint64_t
     }
 }
 
-#define TRIM_WALK_MAX 4096u
-
 se_status se_record_trim(se_store *store, se_leaf *leaf, const se_retention *retention,
-                         uint64_t now_us, uint64_t pressure, bool *alone) {
+                         uint64_t now_us, uint64_t pressure, uint64_t *walk, bool *alone) {
     se_sequencer *seq = store->seq;
     *alone = false;
     uint64_t head = se_load_relaxed(&leaf->head);
     se_record *record = se_record_at(store, head);
     if (!record)
         return SE_CORRUPT;
-    for (uint64_t kept = 1; kept <= TRIM_WALK_MAX; kept++) {
+    for (uint64_t kept = 1; *walk > 0; kept++, --*walk) {
         uint64_t prev = se_load_relaxed(&record->prev);
         if (last_needed(store, record, kept, retention, now_us, pressure)) {
             if (prev > SE_CUT) {

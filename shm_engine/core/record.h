@@ -60,10 +60,11 @@ se_status se_record_older(const se_store *store, const se_record *record, const 
 se_status se_record_make(se_store *store, uint64_t prev, uint64_t version, uint64_t timestamp_us,
                          uint64_t expires_us, uint32_t flags, const void *value,
                          uint32_t value_size, uint64_t *offset);
-/* Cuts what retention and trim_effective let go, within a bounded walk. Inside a change.
+/* Cuts what retention and trim_effective let go. Inside a change.
  * pressure: 0, or the version up to which the high-water rule drops history of SE_RETAIN_DEFAULT.
+ * *walk: the most records to look at; on return, how many are left of it.
  * *alone: the head is a tombstone with nothing behind it that anybody needs: the leaf may go. */
 se_status se_record_trim(se_store *store, se_leaf *leaf, const se_retention *retention,
-                         uint64_t now_us, uint64_t pressure, bool *alone);
+                         uint64_t now_us, uint64_t pressure, uint64_t *walk, bool *alone);
 
 #endif

@@ -4,6 +4,7 @@
 #include "arena.h"
 #include "client.h"
 #include "record.h"
+#include "sequencer.h"
 #include "undo.h"
 
 #ifdef SE_KILL_POINTS
@@ -12,6 +13,8 @@
 #define RING_FIRST 4096u
 #endif
 #define RING_SLACK 32u
+#define UPKEEP_BUDGET 64u /* from here on the caller is upkeep, which takes more trouble */
+#define STUCK_MAX 1024u
 
 static se_retired *ring_entry(const se_store *store, uint64_t position) {
     uint64_t capacity = se_load_relaxed(&store->seq->ring_capacity);
@@ -50,18 +53,13 @@ static se_status push(se_store *store, uint64_t block, bool undoable) {
     return SE_OK;
 }
 
-se_status se_retire_reserve(se_store *store, uint64_t need) {
+static se_status widen(se_store *store, uint64_t wider) {
     se_sequencer *seq = store->seq;
     uint64_t head = se_load_relaxed(&seq->ring_head);
     uint64_t tail = se_load_relaxed(&seq->ring_tail);
     uint64_t capacity = se_load_relaxed(&seq->ring_capacity);
-    if (SE_LIKELY(tail - head + need + RING_SLACK <= capacity))
-        return SE_OK;
-    uint64_t wider = capacity;
-    while (tail - head + need + RING_SLACK > wider)
-        wider *= 2;
-    uint64_t offset;
     uint64_t old_offset = se_load_relaxed(&seq->ring_offset);
+    uint64_t offset;
     SE_TRY(se_arena_take(store, wider * sizeof(se_retired), &offset));
     se_retired *ring = se_at(store, offset, wider * sizeof(se_retired));
     if (!ring)
@@ -77,6 +75,24 @@ se_status se_retire_reserve(se_store *store, uint64_t need) {
     se_undo_store(store, &seq->ring_offset, offset);
     se_undo_store(store, &seq->ring_capacity, wider);
     return push(store, se_block(old_offset, capacity * sizeof(se_retired)), true);
+}
+
+se_status se_retire_reserve(se_store *store, uint64_t need) {
+    se_sequencer *seq = store->seq;
+    uint64_t used = se_load_relaxed(&seq->ring_tail) - se_load_relaxed(&seq->ring_head);
+    uint64_t wider = se_load_relaxed(&seq->ring_capacity);
+    if (SE_LIKELY(used + need + RING_SLACK <= wider))
+        return SE_OK;
+    while (used + need + RING_SLACK > wider)
+        wider *= 2;
+    se_undo_begin(store, SE_UPKEEP);
+    se_status status = widen(store, wider);
+    if (status == SE_OK) {
+        se_undo_end(store);
+        return SE_OK;
+    }
+    se_status undone = se_undo_rollback(store);
+    return undone == SE_OK ? status : undone;
 }
 
 se_status se_retire(se_store *store, uint64_t block) { return push(store, block, true); }
@@ -139,6 +155,8 @@ se_status se_retire_mend(se_store *store) {
         return SE_CORRUPT;
     uint64_t block = se_load_relaxed(&entry->block);
     uint32_t size_class = (uint32_t)(block >> SE_BLOCK_CLASS_SHIFT);
+    if ((block & SE_BLOCK_OFFSET_MASK) == 0)
+        return SE_CORRUPT;
     bool given = se_load_relaxed(&seq->free_head[size_class]) == (block & SE_BLOCK_OFFSET_MASK);
     return given || (block & SE_BLOCK_FREEING) ? free_oldest(store, entry) : SE_OK;
 }
@@ -154,9 +172,21 @@ static bool may_free(se_store *store, uint64_t epoch, bool *measured) {
     return epoch <= se_load_relaxed(&seq->safe_epoch);
 }
 
+/* What a rollback retired carries the next version; if no commit comes, one is consumed for it. */
+static void advance_if_stuck(se_store *store, uint32_t budget) {
+    se_sequencer *seq = store->seq;
+    uint64_t head = se_load_relaxed(&seq->ring_head);
+    uint64_t waiting = se_load_relaxed(&seq->ring_tail) - head;
+    const se_retired *oldest = waiting ? ring_entry(store, head) : NULL;
+    if (oldest && se_load_relaxed(&oldest->epoch) > se_load_relaxed(&seq->commit_version) &&
+        (budget >= UPKEEP_BUDGET || waiting >= STUCK_MAX))
+        se_sequencer_advance(store);
+}
+
 se_status se_retire_free(se_store *store, uint32_t budget) {
     se_sequencer *seq = store->seq;
-    bool measured = (store->commit_serial & 31) != 0 && budget < 64;
+    advance_if_stuck(store, budget);
+    bool measured = (store->commit_serial & 31) != 0 && budget < UPKEEP_BUDGET;
     while (budget-- > 0) {
         uint64_t head = se_load_relaxed(&seq->ring_head);
         if (head == se_load_relaxed(&seq->ring_tail))

@@ -17,7 +17,8 @@
 #include "store.h"
 
 se_status se_retire_init(se_store *store);
-/* Makes room for so many pushes; inside a change, before anything else. */
+/* Makes room for so many pushes, in a change of its own: a rollback of the change that needs them
+ * pushes every block that it took. */
 se_status se_retire_reserve(se_store *store, uint64_t need);
 /* Inside a change: block was unlinked by it. */
 se_status se_retire(se_store *store, uint64_t block);

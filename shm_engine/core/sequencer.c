@@ -12,21 +12,39 @@
 #include "retire.h"
 #include "undo.h"
 
+/* Tells the client, and sets a slot free whose owner left in the meantime. */
+static void acknowledge(se_store *store, se_slot *slot, uint32_t index) {
+    se_store_relaxed_u32(&slot->request_state, SE_REQUEST_IDLE);
+    se_store_release_u32(&slot->reply_seq, se_load_relaxed_u32(&slot->request_seq));
+    se_fence_full();
+    if (se_load_relaxed_u32(&slot->parked)) {
+        se_store_relaxed_u32(&slot->parked, 0);
+        se_futex_wake(&slot->reply_seq, 1);
+    }
+    if (SE_UNLIKELY(se_load_relaxed(&slot->kind) == SE_SLOT_ORPHAN))
+        se_client_drop_orphan(store, index);
+}
+
 /* Requests that the dead holder had taken: done ones are acknowledged, the others wait again. */
 static void mend_requests(se_store *store) {
     for (uint32_t index = 0; index < store->header->max_clients; index++) {
         se_slot *slot = &store->slots[index];
         if (se_load_acquire_u32(&slot->request_state) != SE_REQUEST_TAKEN)
             continue;
+        if (se_load_relaxed(&slot->outcome_seq) == se_load_relaxed_u32(&slot->request_seq)) {
+            acknowledge(store, slot, index);
+            continue;
+        }
         se_store_release_u32(&slot->request_state, SE_REQUEST_PENDING);
         se_fetch_or(&store->seq->pending[index / 64], UINT64_C(1) << (index % 64));
     }
 }
 
 static se_status recover(se_store *store) {
-    SE_TRY(se_retire_mend(store));
+    /* A change and a freeing are never under way together; a change may have widened the ring. */
     if (se_undo_adopt(store))
         SE_TRY(se_undo_rollback(store));
+    SE_TRY(se_retire_mend(store));
     SE_TRY(se_arena_recount(store));
     mend_requests(store);
     se_word *counter = &store->seq->recoveries;
@@ -82,13 +100,7 @@ void se_sequencer_serve(se_store *store, uint32_t index) {
         return;
     if (se_load_relaxed(&slot->outcome_seq) != number)
         se_commit_serve(store, slot, index);
-    se_store_relaxed_u32(&slot->request_state, SE_REQUEST_IDLE);
-    se_store_release_u32(&slot->reply_seq, number);
-    se_fence_full();
-    if (se_load_relaxed_u32(&slot->parked)) {
-        se_store_relaxed_u32(&slot->parked, 0);
-        se_futex_wake(&slot->reply_seq, 1);
-    }
+    acknowledge(store, slot, index);
     store->commit_serial++;
 }
 

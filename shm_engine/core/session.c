@@ -17,6 +17,8 @@
 #define SPIN_STEPS 40
 #define YIELD_ROUNDS 6
 #define PARK_NS 1000000u
+#define REPAIRS_MAX 8u
+#define PATIENCE_NS (UINT64_C(1000) * 1000000u)
 
 se_status se_session_open(se_session *session, se_store *store) {
     memset(session, 0, sizeof *session);
@@ -66,6 +68,8 @@ se_status se_session_begin(se_session *session, const uint8_t *run, uint64_t now
     SE_ASSERT(!session->waiting);
     session->used = 0;
     session->op_count = 0;
+    session->short_since_ns = 0;
+    session->repairs = 0;
     (void)se_session_pin(session);
     bool same = session->run_known && memcmp(session->run, run, SE_RUN_ID_SIZE) == 0 &&
                 session->run_epoch == se_load_acquire(&session->store->seq->run_epoch);
@@ -242,17 +246,31 @@ se_status se_session_withdraw(se_session *session) {
     return SE_OK;
 }
 
-/* Shared memory is used up: frees what retention and the high-water rule let go. */
+/* Shared memory is used up: frees what retention and the high-water rule let go. SE_BUSY: what was
+ * freed waits for a reader, which is a matter of moments unless that process is stopped. */
 static se_status make_room(se_session *session, uint64_t need) {
     se_store *store = session->store;
-    uint64_t before = se_arena_used(store);
+    uint64_t refused = se_load_relaxed(&slot_of(session)->reply_detail);
+    uint64_t now_ns = se_clock_ns();
+    if (session->short_since_ns == 0)
+        session->short_since_ns = now_ns;
+    bool patient = now_ns - session->short_since_ns < PATIENCE_NS;
     /* The pin would hold back what is freed; the leaves found are looked up again. */
     se_session_unpin(session);
     se_status status = se_sweep_for_room(store, need);
     (void)se_session_pin(session);
-    if (status == SE_OK && se_arena_used(store) + need > before)
-        status = SE_FULL;
-    return status;
+    if (status != SE_OK)
+        return status;
+    if (se_arena_used(store) < refused && (patient || session->repairs < REPAIRS_MAX)) {
+        session->repairs++;
+        return SE_OK;
+    }
+    if (!patient || se_load_relaxed(&store->seq->ring_head) ==
+                        se_load_relaxed(&store->seq->ring_tail))
+        return SE_FULL;
+    struct timespec pause = {0, 500000};
+    nanosleep(&pause, NULL);
+    return SE_BUSY;
 }
 
 static void forget_hints(se_session *session) {

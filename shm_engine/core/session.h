@@ -22,6 +22,8 @@ typedef struct {
     uint64_t used;
     uint64_t op_count;
     bool waiting; /* submitted, not replied */
+    uint64_t short_since_ns; /* since when this write set has found no memory, 0: it has not */
+    uint32_t repairs;        /* how often it was submitted again after room was made */
     bool repairing; /* replied that memory is short, and not submitted again yet */
     bool committing; /* the caller's: between submit and the outcome */
     uint8_t run[SE_RUN_ID_SIZE];

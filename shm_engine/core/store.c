@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -54,19 +55,25 @@ void se_release_memory(int fd, uint64_t offset, uint64_t size) {
     (void)fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)size);
 }
 
-uint64_t se_process_identity(uint32_t pid) {
+/* -1: there is no such process; 0: could not be read (no descriptor is left, say); 1: text is. */
+static int read_process(uint32_t pid, char *text, size_t size) {
     char path[40];
-    char text[1024];
     snprintf(path, sizeof path, "/proc/%u/stat", pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return 0;
-    ssize_t got = read(fd, text, sizeof text - 1);
+        return errno == ENOENT || errno == ESRCH ? -1 : 0;
+    ssize_t got = read(fd, text, size - 1);
+    int error = errno;
     close(fd);
     if (got <= 0)
-        return 0;
+        return got < 0 && error != ESRCH ? 0 : -1;
     text[got] = 0;
-    char *field = strrchr(text, ')'); /* the name may hold anything, also blanks and brackets */
+    return 1;
+}
+
+/* The state and the start time, behind the name, which may hold anything. */
+static uint64_t identity_in(char *text, uint32_t pid) {
+    char *field = strrchr(text, ')');
     if (!field || field[1] != ' ')
         return 0;
     field += 2;
@@ -82,8 +89,20 @@ uint64_t se_process_identity(uint32_t pid) {
     return (uint64_t)(uint32_t)(start + 1) << 32 | pid;
 }
 
+uint64_t se_process_identity(uint32_t pid) {
+    char text[1024];
+    return read_process(pid, text, sizeof text) == 1 ? identity_in(text, pid) : 0;
+}
+
 bool se_process_alive(uint64_t identity) {
-    return identity != 0 && se_process_identity((uint32_t)identity) == identity;
+    char text[1024];
+    uint32_t pid = (uint32_t)identity;
+    if (identity == 0)
+        return false;
+    int found = read_process(pid, text, sizeof text);
+    if (found == 0) /* what cannot be told dead is alive */
+        return kill((pid_t)pid, 0) == 0 || errno != ESRCH;
+    return found == 1 && identity_in(text, pid) == identity;
 }
 
 static uint64_t pid_namespace(void) {

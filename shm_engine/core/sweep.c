@@ -9,6 +9,7 @@
 #include "undo.h"
 
 #define STEP_KEYS 32u
+#define STEP_RECORDS 2048u
 #define UNDO_PER_KEY 24u
 #define RETIRE_PER_KEY 8u
 #define LOCK_BOUND_NS (UINT64_C(200) * 1000000u)
@@ -66,12 +67,15 @@ static se_status bury_expired(se_store *store, se_leaf *leaf, se_sweep *sweep, u
 }
 
 static se_status visit(se_store *store, se_sweep *sweep, se_leaf *leaf, run_policy *policy,
-                       uint64_t now_us) {
+                       uint64_t now_us, uint64_t *walked) {
     bool alone = false;
+    uint64_t walk = UINT64_MAX; /* a long history is walked whole, or it would never be trimmed */
     SE_TRY(policy_of(store, leaf->key, policy));
     if (!sweep->trim_only)
         SE_TRY(bury_expired(store, leaf, sweep, now_us));
-    SE_TRY(se_record_trim(store, leaf, &policy->retention, now_us, sweep->pressure, &alone));
+    SE_TRY(se_record_trim(store, leaf, &policy->retention, now_us, sweep->pressure, &walk,
+                          &alone));
+    *walked += UINT64_MAX - walk;
     if (!alone || sweep->trim_only)
         return SE_OK;
     const se_record *head = se_record_at(store, se_load_relaxed(&leaf->head));
@@ -115,13 +119,17 @@ static se_status gather(se_store *store, se_sweep *sweep, uint64_t *leaves, uint
 static se_status change(se_store *store, se_sweep *sweep, const uint64_t *leaves, uint32_t count,
                         uint64_t now_us) {
     run_policy policy = {.known = false};
-    store->deleting = true;
-    SE_TRY(se_retire_reserve(store, (uint64_t)count * RETIRE_PER_KEY));
+    uint64_t walked = 0;
     for (uint32_t index = 0; index < count; index++) {
         se_leaf *leaf = se_leaf_at(store, leaves[index]);
         if (!leaf)
             return SE_CORRUPT;
-        SE_TRY(visit(store, sweep, leaf, &policy, now_us));
+        if (walked > STEP_RECORDS) { /* the next step goes on here */
+            memcpy(sweep->key, leaf->key, leaf->key_size);
+            sweep->key_size = leaf->key_size;
+            break;
+        }
+        SE_TRY(visit(store, sweep, leaf, &policy, now_us, &walked));
     }
     return SE_OK;
 }
@@ -139,6 +147,12 @@ static void conclude(se_store *store) {
 static se_status change_all(se_store *store, se_sweep *sweep, const uint64_t *leaves,
                             uint32_t count, uint64_t now_us) {
     uint64_t buried = sweep->expired_count;
+    store->deleting = true;
+    se_status reserved = se_retire_reserve(store, (uint64_t)count * RETIRE_PER_KEY);
+    if (reserved != SE_OK) {
+        store->deleting = false;
+        return reserved;
+    }
     se_undo_begin(store, se_load_relaxed(&store->seq->commit_version) + 1);
     se_status status = change(store, sweep, leaves, count, now_us);
     store->deleting = false;
@@ -158,7 +172,6 @@ se_status se_sweep_step(se_store *store, se_sweep *sweep, uint64_t now_us, bool 
     SE_TRY(se_sequencer_lock(store, LOCK_BOUND_NS));
     se_horizon_update(store);
     se_status status = gather(store, sweep, leaves, &count);
-    *done = status == SE_OK && sweep->key_size == 0;
     if (status == SE_OK)
         status = se_undo_reserve(store, STEP_KEYS * UNDO_PER_KEY + 64, STEP_KEYS * 4 + 64);
     if (status == SE_OK)
@@ -168,6 +181,7 @@ se_status se_sweep_step(se_store *store, se_sweep *sweep, uint64_t now_us, bool 
         status = change_all(store, sweep, leaves, count, now_us);
         sweep->trim_only = false;
     }
+    *done = status == SE_OK && sweep->key_size == 0;
     if (status == SE_OK)
         status = se_retire_free(store, 64 + STEP_KEYS * RETIRE_PER_KEY);
     sweep->visited += count;

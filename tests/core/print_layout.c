@@ -1,11 +1,71 @@
-/* print_layout.c - "struct field offset size" for each shared field, for tests/format. */
+/* print_layout.c - what C makes of the shared structs, for tests/format.
+ *
+ * Why:     FORMAT.md states the same numbers; a test compares the two, line by line:
+ *          "struct field offset size" (field "-": the struct itself; size 0: up to the end),
+ *          "constant name value", "status name number", "class number size".
+ * Used by: tests/format/test_layout.py
+ */
 #include "harness.h"
+#include "msgpack.h"
+#include "node.h"
+#include "undo.h"
 
 #define FIELD(type, field) \
     printf(#type " " #field " %zu %zu\n", offsetof(type, field), sizeof(((type *)0)->field))
 
-int main(void) {
-    printf("se_header - %zu %zu\n", (size_t)0, sizeof(se_header));
+#define STRUCT(type) printf(#type " - 0 %zu\n", sizeof(type))
+#define TAIL(type, field) printf(#type " " #field " %zu 0\n", offsetof(type, field))
+#define CONSTANT(name) printf("constant " #name " %llu\n", (unsigned long long)(name))
+#define STATUS(code, name, text, exception) printf("status " #name " %d\n", code);
+
+static void print_constants(void) {
+    CONSTANT(SE_MAGIC);
+    CONSTANT(SE_FORMAT_VERSION);
+    CONSTANT(SE_BYTE_ORDER);
+    CONSTANT(SE_PAGE);
+    CONSTANT(SE_KEY_MAX);
+    CONSTANT(SE_CLASS_COUNT);
+    CONSTANT(SE_CLIENTS_MAX);
+    CONSTANT(SE_OPS_MAX);
+    CONSTANT(SE_REQUEST_MAX);
+    CONSTANT(SE_SNAPSHOT_COUNT);
+    CONSTANT(SE_UNDO_MAX);
+    CONSTANT(SE_TAKEN_MAX);
+    CONSTANT(SE_NO_SNAPSHOT);
+    CONSTANT(SE_UPKEEP);
+    CONSTANT(SE_REF_DATA);
+    CONSTANT(SE_CUT);
+    CONSTANT(SE_RECORD_TOMBSTONE);
+    CONSTANT(SE_LEAF_KEY_OFFSET);
+    CONSTANT(SE_LEAF_REMOVED);
+    CONSTANT(SE_CHILD_LEAF);
+    CONSTANT(SE_BLOCK_CLASS_SHIFT);
+    CONSTANT(SE_BLOCK_CHAIN);
+    CONSTANT(SE_BLOCK_FREEING);
+    CONSTANT(SE_BLOCK_OFFSET_MASK);
+    CONSTANT(SE_RUN_ID_SIZE);
+    CONSTANT(SE_TAG_RUN);
+    CONSTANT(SE_VALUE_DEPTH_MAX);
+    CONSTANT(SE_VALUE_ENTRIES_MAX);
+    CONSTANT(SE_VALUE_BLOB_MAX);
+    CONSTANT(SE_VALUE_ENCODED_MAX);
+    CONSTANT(SE_OP_PUT);
+    CONSTANT(SE_OP_DELETE);
+    CONSTANT(SE_OP_CHECK);
+    CONSTANT(SE_OP_EXPECT);
+    CONSTANT(SE_OP_INCREMENT);
+    CONSTANT(SE_OP_CHECK_RANGE);
+    CONSTANT(SE_NODE4);
+    CONSTANT(SE_NODE16);
+    CONSTANT(SE_NODE48);
+    CONSTANT(SE_NODE256);
+    SE_STATUS_LIST(STATUS)
+    for (uint32_t size_class = 0; size_class < SE_CLASS_COUNT; size_class++)
+        printf("class %u %llu\n", size_class, (unsigned long long)se_class_size(size_class));
+}
+
+static void print_control(void) {
+    STRUCT(se_header);
     FIELD(se_header, magic);
     FIELD(se_header, format_version);
     FIELD(se_header, byte_order);
@@ -27,6 +87,7 @@ int main(void) {
     FIELD(se_header, durability_kind);
     FIELD(se_header, flush_interval_ms);
     FIELD(se_header, max_pending_writes);
+    STRUCT(se_sequencer);
     FIELD(se_sequencer, mutex);
     FIELD(se_sequencer, owner_pid);
     FIELD(se_sequencer, commit_version);
@@ -47,6 +108,7 @@ int main(void) {
     FIELD(se_sequencer, ring_head);
     FIELD(se_sequencer, ring_tail);
     FIELD(se_sequencer, chain_next);
+    FIELD(se_sequencer, retired_size);
     FIELD(se_sequencer, undo_version);
     FIELD(se_sequencer, undo_count);
     FIELD(se_sequencer, taken_count);
@@ -68,10 +130,12 @@ int main(void) {
     FIELD(se_sequencer, section_insert_count);
     FIELD(se_sequencer, keeper_bell);
     FIELD(se_sequencer, phase);
+    FIELD(se_sequencer, keeper_identity);
     FIELD(se_sequencer, slot_high);
     FIELD(se_sequencer, snapshot_high);
     FIELD(se_sequencer, pending);
     FIELD(se_sequencer, free_head);
+    STRUCT(se_slot);
     FIELD(se_slot, identity);
     FIELD(se_slot, kind);
     FIELD(se_slot, pin);
@@ -91,22 +155,35 @@ int main(void) {
     FIELD(se_slot, reply_timestamp);
     FIELD(se_slot, reply_detail);
     FIELD(se_slot, reply_op);
+    STRUCT(se_snapshot);
     FIELD(se_snapshot, identity);
     FIELD(se_snapshot, version);
+    STRUCT(se_undo_entry);
     FIELD(se_undo_entry, ref);
     FIELD(se_undo_entry, old);
+}
+
+static void print_data(void) {
+    STRUCT(se_retired);
     FIELD(se_retired, block);
     FIELD(se_retired, epoch);
+    STRUCT(se_record);
     FIELD(se_record, prev);
     FIELD(se_record, version);
     FIELD(se_record, timestamp_us);
     FIELD(se_record, expires_us);
     FIELD(se_record, value_size);
     FIELD(se_record, flags);
+    TAIL(se_record, value);
+    STRUCT(se_leaf);
     FIELD(se_leaf, head);
     FIELD(se_leaf, key_size);
+    TAIL(se_leaf, key);
+    STRUCT(se_node);
     FIELD(se_node, meta);
     FIELD(se_node, count);
+    TAIL(se_node, prefix);
+    STRUCT(se_op);
     FIELD(se_op, kind);
     FIELD(se_op, flags);
     FIELD(se_op, key_size);
@@ -115,8 +192,16 @@ int main(void) {
     FIELD(se_op, expires_us);
     FIELD(se_op, argument);
     FIELD(se_op, result);
+    STRUCT(se_run_record);
     FIELD(se_run_record, status);
     FIELD(se_run_record, retention_kind);
+    FIELD(se_run_record, zero);
     FIELD(se_run_record, retention_argument);
+}
+
+int main(void) {
+    print_constants();
+    print_control();
+    print_data();
     return 0;
 }

@@ -3,7 +3,7 @@
 Why:        some claims are about the segments themselves: that none is left, and what happens when
             the process that holds the sequencer is stopped or dies. To hold it for certain, a
             process takes the mutex of the control segment with its own hands.
-Shared:     reads owner_pid, takes and gives back the mutex -> FORMAT.md, "Sequencer"
+Shared:     reads owner_pid and pending, takes and gives back the mutex -> FORMAT.md, "Sequencer"
 Used by:    the tests in tests/procs
 """
 
@@ -23,10 +23,19 @@ if TYPE_CHECKING:
     from shm_engine.database import Database
     from tests.harness.workers import Worker
 
-__all__ = ["FOLDER", "SequencerView", "segment_names", "segments_by", "stop_in_the_middle"]
+__all__ = [
+    "FOLDER",
+    "SequencerView",
+    "segment_names",
+    "segments_by",
+    "segments_exist",
+    "stop_in_the_middle",
+]
 
 FOLDER: Final = Path("/dev/shm")
 PAGE: Final = 4096
+PENDING: Final = 704  # offset and size of se_sequencer.pending
+PENDING_SIZE: Final = 512
 MUTEX_SIZE: Final = {"aarch64": 48}.get(platform.machine(), 40)
 
 
@@ -39,6 +48,11 @@ def segment_names(database: Database) -> list[str]:
 def segments_by(pid: int) -> list[str]:
     """The segments that this process made and that still have a name."""
     return sorted(path.name for path in FOLDER.glob(f"shm_engine.*.{pid}.*"))
+
+
+def segments_exist(names: list[str]) -> bool:
+    """Whether any of these still has a name."""
+    return any((FOLDER / name).exists() for name in names)
 
 
 class SequencerView:
@@ -57,6 +71,11 @@ class SequencerView:
     def owner(self) -> int:
         """The process that holds the sequencer, 0 for none."""
         return self._owner.value
+
+    def waiting(self) -> int:
+        """How many requests wait for whoever holds the sequencer."""
+        bits = self._map[PAGE + PENDING : PAGE + PENDING + PENDING_SIZE]
+        return int.from_bytes(bits, "little").bit_count()
 
     def take(self) -> None:
         """Holds the sequencer from now on, for this thread."""

@@ -180,7 +180,7 @@ class Crew:
         With spawn and forkserver the arguments travel pickled, and the function must be found by
         its name in a module; a forked child inherits what this process has.
         """
-        context = multiprocessing.get_context(method or self.method)
+        context: Any = multiprocessing.get_context(method or self.method)
         if (method or self.method) == "forkserver":
             context.set_forkserver_preload(PRELOADED)
         ours, theirs = context.Pipe()
@@ -207,9 +207,9 @@ class Crew:
 
     def watch(self, workers: Iterable[Worker], seconds: float) -> None:
         """Lets them work for that long; an end or a failure of one of them is the test's."""
-        by_sentinel = {worker.process.sentinel: worker for worker in workers}
+        by_sentinel: dict[Any, Worker] = {worker.process.sentinel: worker for worker in workers}
         for sentinel in wait(list(by_sentinel), seconds):
-            worker = by_sentinel[int(sentinel)]  # type: ignore[call-overload]
+            worker = by_sentinel[sentinel]
             worker.process.join()
             while worker.connection.poll(0):
                 worker.receive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.harness.workers import Channel, Crew, Method
 
 RUN = RunId.DEFAULT
 RACERS = 4
-ROUNDS = 150
+ROUNDS = 500
 MANY = [f"many/{number:03}" for number in range(150)]
 
 
@@ -46,7 +47,7 @@ def test_a_key_is_created_by_exactly_one_racer(method: Method, crew: Crew, tally
     with Database.ephemeral() as database:
         racers = crew.start_many(RACERS, race, database, tally)
         crew.release()
-        winners = {}
+        winners: dict[int, int] = {}
         for number, racer in enumerate(racers):
             for turn in racer.receive():
                 assert winners.setdefault(turn, number) == number
@@ -98,7 +99,7 @@ def write_all(channel: Channel, number: int, database: Database) -> None:
         if turn % 7 == 0:
             kv.mdelete(RUN, MANY)
         else:
-            kv.mset(RUN, dict.fromkeys(MANY, [number, turn]))
+            kv.mset(RUN, {key: [number, turn] for key in MANY})
 
 
 def read_all(channel: Channel, database: Database) -> None:
@@ -214,7 +215,7 @@ def test_a_snapshot_stays_put_while_others_write(trimming: bool, crew: Crew) -> 
                     key: snapshot.get(RUN, key) for key in keys if snapshot.exists(RUN, key)
                 } == (dict(first))
             contents.append(first)
-        assert all(before != after for before, after in zip(contents, contents[1:], strict=False))
+        assert all(before != after for before, after in itertools.pairwise(contents))
 
 
 def wait_for_commits(database: Database, count: int) -> None:
