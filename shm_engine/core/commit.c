@@ -146,11 +146,11 @@ static se_status link_new_key(commit *c, const se_op *op, uint64_t record) {
     se_undo_store(store, &leaf->head, record);
     leaf->key_size = op->key_size;
     se_copy_private(leaf->key, op_key(op), op->key_size);
-    if (SE_UNLIKELY(is_run_record(op)))
-        se_undo_store(store, &store->seq->run_epoch,
-                      se_load_relaxed(&store->seq->run_epoch) + 1);
     c->inserted = true;
-    return se_index_insert(store, op_key(op), op->key_size, offset);
+    SE_TRY(se_index_insert(store, op_key(op), op->key_size, offset));
+    if (SE_UNLIKELY(is_run_record(op)))
+        se_undo_bump_run_epoch(store);
+    return SE_OK;
 }
 
 /* History that retention lets go, in runs that chose one. */

@@ -84,12 +84,13 @@ static se_status visit(se_store *store, se_sweep *sweep, se_leaf *leaf, run_poli
     se_sequencer *seq = store->seq;
     if (head->version > se_load_relaxed(&seq->removed_horizon))
         se_store_release(&seq->removed_horizon, head->version);
-    if (leaf->key_size == SE_RUN_ID_SIZE + 2 && leaf->key[SE_RUN_ID_SIZE] == SE_TAG_RUN)
-        se_undo_store(store, &seq->run_epoch, se_load_relaxed(&seq->run_epoch) + 1);
     uint8_t key[SE_KEY_MAX];
     uint32_t key_size = leaf->key_size;
     memcpy(key, leaf->key, key_size);
-    return se_index_remove(store, key, key_size);
+    SE_TRY(se_index_remove(store, key, key_size));
+    if (key_size == SE_RUN_ID_SIZE + 2 && key[SE_RUN_ID_SIZE] == SE_TAG_RUN)
+        se_undo_bump_run_epoch(store);
+    return SE_OK;
 }
 
 /* The keys of one step, noted before any of them is changed. */

@@ -46,6 +46,8 @@ se_status se_undo_rollback(se_store *store) {
             return SE_CORRUPT;
         se_store_release(word, se_load_relaxed(&entry->old));
     }
+    if (store->undo_count > 0)
+        se_undo_bump_run_epoch(store);
     store->undo_count = 0;
     se_store_release(&seq->undo_count, 0);
     while (store->taken_count > 0) {

@@ -30,6 +30,13 @@ bool se_undo_adopt(se_store *store);
 /* Backs room for so many entries; outside a change. */
 se_status se_undo_reserve(se_store *store, uint64_t undo_need, uint64_t taken_need);
 
+/* After a run's leaf was linked or unlinked, and after a rollback, which may have done either. Never
+ * wound back: a client that remembers a leaf under one number must not meet that number again. */
+static inline void se_undo_bump_run_epoch(se_store *store) {
+    se_word *epoch = &store->seq->run_epoch;
+    se_store_release(epoch, se_load_relaxed(epoch) + 1);
+}
+
 static inline void se_undo_store(se_store *store, se_word *word, uint64_t value) {
     se_undo_entry *entry = &store->undo[store->undo_count];
     se_store_relaxed(&entry->ref, se_ref_of(store, word));
