@@ -1,6 +1,6 @@
 """Types of shm_engine._core, the compiled part. For its meaning see _core.pyx."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, final
 
 FORMAT_VERSION: int
@@ -112,7 +112,7 @@ class Store:
     def commit(
         self,
         run: RunId | str,
-        ops: list[tuple[int, int, str, bytes | None, int, int]],
+        ops: Sequence[tuple[int, int, str, bytes | None, int, int]],
         snapshot: int,
     ) -> tuple[int, int, int]: ...
     def put_run_record(

@@ -1168,7 +1168,7 @@ cdef class Store:
         return self.commit(run, [(SE_OP_DELETE, tag, name, None, 0, 0)
                                  for name in dict.fromkeys(names)], 0)[1]
 
-    def commit(self, run, list ops, uint64_t snapshot):
+    def commit(self, run, ops, uint64_t snapshot):
         """ops: (kind, tag, name, packed value or None, expires_us, argument); gives (version,
         how many keys it deleted, timestamp_us)."""
         cdef _Buffer ready = _Buffer() # one _Ready each, then its key

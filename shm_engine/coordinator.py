@@ -1,8 +1,8 @@
 """coordinator.py - the process that looks after one database; python -m shm_engine.coordinator.
 
-Why:        memory is made ready ahead of need, dead clients are cleared and the folder is owned by a
-            process that no terminal and no agent takes with it. It is started by the first open and
-            leaves when the last handle has gone.
+Why:        memory is made ready ahead of need, dead clients are cleared and the folder is owned by
+            a process that no terminal and no agent takes with it. It is started by the first open
+            and leaves when the last handle has gone.
 Used by:    itself; clients use start, read_info and successor
 Shared:     coordinator.json and coordinator.lock in the folder
 Invariants: C1 one coordinator per folder: it holds coordinator.lock for its whole life

@@ -195,9 +195,7 @@ class Database:
         return cls.open(path, Durability.of(mode), map_size=map_size, max_clients=max_clients)
 
     @classmethod
-    def ephemeral(
-        cls, *, map_size: int | None = None, max_clients: int = MAX_CLIENTS
-    ) -> Database:
+    def ephemeral(cls, *, map_size: int | None = None, max_clients: int = MAX_CLIENTS) -> Database:
         """Makes a database without a folder and without a process of its own.
 
         The coordinator's duties run on a thread of this process. Other processes join through the
@@ -566,9 +564,7 @@ class _Watch:
     def __init__(self, database: Database) -> None:
         self._database = weakref.ref(database)
         self._stop_reading, self._stop_writing = os.pipe()
-        self._thread = threading.Thread(
-            target=self._run, name="shm_engine-watch", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="shm_engine-watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -635,9 +631,7 @@ def _after_fork(handle: weakref.ref[Database]) -> None:
         database._watch = _Watch(database)
 
 
-def _rejoin(
-    path: Path | None, segments: Segments, options: coordinator.Options
-) -> Database:
+def _rejoin(path: Path | None, segments: Segments, options: coordinator.Options) -> Database:
     """Unpickles a handle: joins the very database that it was open on."""
     if path is not None:
         info = coordinator.read_info(path)
@@ -665,9 +659,7 @@ def _seconds(duration: timedelta | float | None) -> float | None:
     return None if duration is None else values.as_timedelta(duration, "timeout").total_seconds()
 
 
-def _options(
-    durability: Durability, map_size: int | None, max_clients: int
-) -> coordinator.Options:
+def _options(durability: Durability, map_size: int | None, max_clients: int) -> coordinator.Options:
     size = default_map_size() if map_size is None else map_size
     _check_int("map_size", size)
     _check_int("max_clients", max_clients)

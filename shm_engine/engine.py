@@ -8,11 +8,11 @@ Invariants: all methods take a run, a type tag (keys.py) and a name; each write 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from shm_engine._core import Store
 from shm_engine._core import RunId as RunId
+from shm_engine._core import Store
 
 __all__ = ["Engine", "Operation", "Pinned", "SharedMemoryEngine"]
 
@@ -86,7 +86,7 @@ class Engine(Protocol):
     def put_many(self, run: RunId | str, tag: int, items: dict[str, Any]) -> int: ...
     def delete_many(self, run: RunId | str, tag: int, names: Iterable[str]) -> int: ...
     def commit(
-        self, run: RunId | str, ops: list[Operation], snapshot: int
+        self, run: RunId | str, ops: Sequence[Operation], snapshot: int
     ) -> tuple[int, int, int]: ...
     def put_run_record(
         self, run: RunId | str, record: bytes, expected: int | None = None

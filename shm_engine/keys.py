@@ -1,7 +1,8 @@
 """keys.py - what the first bytes of every key mean, and the run's own record.
 
-Why:        the index is ordered by bytes: run id (16) | type tag (1) | name | 0. So all that belongs
-            to a run lies together, and within it all of one primitive, in the order of the names.
+Why:        the index is ordered by bytes: run id (16) | type tag (1) | name | 0. So all that
+            belongs to a run lies together, and within it all of one primitive, in the order of
+            the names.
 Used by:    every layer; any thread; nothing here holds state
 Invariants: P1 a user's name holds no NUL, so the terminator makes no key a prefix of another
             (tests/unit/test_keys)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -73,8 +74,10 @@ class Segments:
     def _with_descriptors(self, flags: int, make: _Maker) -> Store:
         descriptors: list[int] = []
         try:
-            for name in (self.control, self.data):
-                descriptors.append(posix_ipc.SharedMemory(name, flags, mode=0o600).fd)
+            descriptors.extend(
+                posix_ipc.SharedMemory(name, flags, mode=0o600).fd
+                for name in (self.control, self.data)
+            )
             # The attachment keeps its descriptors: growing the arena needs them.
             store = make(*descriptors)
         except posix_ipc.ExistentialError:
@@ -92,10 +95,8 @@ class Segments:
     def unlink(self) -> None:
         """Removes the names; the memory goes when the last process unmaps it."""
         for name in (self.control, self.data):
-            try:
+            with suppress(posix_ipc.ExistentialError):
                 posix_ipc.unlink_shared_memory(name)
-            except posix_ipc.ExistentialError:
-                pass
 
     def exist(self) -> bool:
         """Whether both names are there."""
@@ -109,9 +110,10 @@ def _is_left_over(segments: Segments, creator_pid: int) -> bool:
         store = segments.attach()
     except errors.Error:
         # Killed before the layout was finished, or of another build: nobody can be told alive.
-        return not os.path.exists(FOLDER + segments.data) or os.path.getsize(
-            FOLDER + segments.control
-        ) == 0
+        return (
+            not os.path.exists(FOLDER + segments.data)
+            or os.path.getsize(FOLDER + segments.control) == 0
+        )
     try:
         return store.members() == 0
     finally:

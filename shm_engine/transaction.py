@@ -12,7 +12,7 @@ Errors:     an error leaves nothing written; the snapshot is let go in any case
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from shm_engine import _core, errors, keys, values
@@ -339,7 +339,7 @@ class Transaction:
             if self._state == "active":
                 self._end("committed")
 
-    def _operations(self) -> list[Operation]:
+    def _operations(self) -> Sequence[Operation]:
         tag = keys.TAG_KV
         ops: list[Operation] = [(_core.OP_CHECK, tag, key, None, 0, 0) for key in self._read]
         if self._serializable:
