@@ -820,12 +820,11 @@ cdef class Store:
 
     # -- snapshots ----------------------------------------------------------------------------
 
-    def open_pin(self, version=None):
-        """Announces the newest version, or an older one; HistoryTrimmed if that is gone."""
+    def open_pin(self):
+        """Announces the newest version."""
         cdef Pin pin = Pin.__new__(Pin)
         cdef uint32_t entry
         cdef se_status status
-        cdef uint64_t wanted = SE_NO_SNAPSHOT if version is None else version
         if not self.is_open or self.fork_count != se_fork_count:
             self.check_fork()
         if self.idle_entries:
@@ -839,14 +838,7 @@ cdef class Store:
         pin.entry = entry
         pin.fork_count = se_fork_count
         pin.now_us = se_clock_real_us()
-        if version is not None and wanted > se_load_acquire(&self.store.seq.commit_version):
-            self.idle_entries.append(entry)
-            raise errors.ConstraintViolation(
-                "version_in_future", f"Version {version} has not been committed yet.")
-        status = se_snapshot_open(&self.store, entry, wanted, &pin.version)
-        if status != SE_OK:
-            self.idle_entries.append(entry)
-            raise errors.HistoryTrimmed(version, self.trim_horizon())
+        se_snapshot_open(&self.store, entry, &pin.version)
         pin.open = True
         return pin
 
@@ -872,7 +864,7 @@ cdef class Store:
 
     cpdef bytes encode(self, value):
         """The packed value, or the precise error of values.explain."""
-        cdef bint binary = False
+        cdef c_bool binary = False
         cdef bytes packed
         try:
             if self.packing: # a finalizer that runs inside the packer brings its own
@@ -902,10 +894,12 @@ cdef class Store:
 
     cdef se_status finish(self, se_session *session) except? SE_BUSY:
         """Submits and waits; the status of the reply."""
+        self.inside += 1
         try:
             return self.submit_and_wait(session)
         finally:
             session.committing = False
+            self.inside -= 1
 
     cdef se_status submit_and_wait(self, se_session *session) except? SE_BUSY:
         cdef se_status status
@@ -948,15 +942,12 @@ cdef class Store:
         taken up is withdrawn and the error raised; one that was is waited for, and an interrupt is
         returned, to be raised after it."""
         cdef se_status status
-        self.inside += 1
         try:
             PyErr_CheckSignals()
         except BaseException as interrupt:
             if se_session_withdraw(session) == SE_OK:
                 raise
             return interrupt
-        finally:
-            self.inside -= 1
         if (se_clock_ns() - started) * 1e-9 < self.stall_s:
             return None
         owner = se_sequencer_owner(&self.store)
@@ -999,10 +990,18 @@ cdef class Store:
 
     cdef settle(self, se_session *session):
         """A request that an interrupted call left in another's hands is waited for first."""
+        session.committing = True
+        self.inside += 1
+        try:
+            self.wait_for_reply(session)
+        finally:
+            session.committing = False
+            self.inside -= 1
+
+    cdef wait_for_reply(self, se_session *session):
         cdef uint64_t started = se_clock_ns()
         cdef se_status status = SE_BUSY
         cdef object interrupt = None
-        session.committing = True
         while status == SE_BUSY or status == SE_NEED_SPACE:
             self.busy += 1
             with nogil:
@@ -1015,7 +1014,6 @@ cdef class Store:
                 status = se_session_withdraw(session)
             elif status == SE_BUSY:
                 interrupt = self.wait_on(session, started) or interrupt
-        session.committing = False
         if interrupt is not None:
             raise interrupt
 
@@ -1097,7 +1095,7 @@ cdef class Store:
         cdef uint32_t size_32
         cdef uint8_t head[8]
         cdef size_t head_size = se_msgpack_write_array(head, <uint32_t> len(found))
-        cdef bint binary = False
+        cdef c_bool binary = False
         cdef Py_ssize_t index
         if left > 0:
             at += head_size

@@ -3,6 +3,10 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
+cdef extern from "stdbool.h":
+    ctypedef unsigned char c_bool "bool"
+
+
 cdef extern from "status.h" nogil:
     ctypedef enum se_status:
         SE_OK
@@ -30,7 +34,6 @@ cdef extern from "status.h" nogil:
 
 cdef extern from "layout.h" nogil:
     uint32_t SE_FORMAT_VERSION
-    uint64_t SE_NO_SNAPSHOT
     uint64_t SE_REQUEST_MAX
     uint32_t SE_OPS_MAX
     uint32_t SE_RECORD_TOMBSTONE
@@ -131,8 +134,7 @@ cdef extern from "client.h" nogil:
     uint32_t se_snapshot_count(const se_store *store)
     se_status se_snapshot_claim(se_store *store, uint32_t *entry)
     void se_snapshot_release(se_store *store, uint32_t entry)
-    se_status se_snapshot_open(se_store *store, uint32_t entry, uint64_t version,
-                               uint64_t *opened)
+    void se_snapshot_open(se_store *store, uint32_t entry, uint64_t *opened)
     void se_snapshot_close(se_store *store, uint32_t entry)
 
 
@@ -195,7 +197,7 @@ cdef extern from "sweep.h" nogil:
 
 
 cdef extern from "msgpack.h" nogil:
-    size_t se_msgpack_check(const uint8_t *data, size_t size, bint *binary)
+    size_t se_msgpack_check(const uint8_t *data, size_t size, c_bool *binary)
     size_t se_msgpack_write_array(uint8_t *data, uint32_t count)
 
 

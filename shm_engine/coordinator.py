@@ -42,6 +42,7 @@ TICK_S: Final = 0.05
 FIRST_MEMBER_S: Final = 10.0
 START_S: Final = 20.0
 LOCK_S: Final = 15.0
+LOOK_S: Final = 0.01
 SERVING: Final = "serving"
 ANOTHER: Final = "another serves"
 NOTHING: Final = "nothing to take over"
@@ -191,17 +192,8 @@ class Coordinator:
 
     def take_over(self) -> str:
         """Holds the lock and serves, unless another coordinator does or there is nothing to do."""
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            info = read_info(self._folder)
-            if info is not None and info.is_alive():
-                return ANOTHER
-            # Its holder is just starting, or just leaving.
-            try:
-                self._lock.acquire(timeout=LOCK_S, poll_interval=0.002)
-            except filelock.Timeout:
-                return ANOTHER
+        if not self._wait_for_lock():
+            return ANOTHER
         found = self._adopt() or self._create()
         if found is None:
             self._lock.release()
@@ -220,6 +212,21 @@ class Coordinator:
             ),
         )
         return SERVING
+
+    def _wait_for_lock(self) -> bool:
+        """Takes the lock; False as soon as its holder serves, or if it never comes to that."""
+        deadline = time.monotonic() + LOCK_S
+        while time.monotonic() < deadline:
+            try:
+                self._lock.acquire(timeout=LOOK_S, poll_interval=0.002)
+            except filelock.Timeout:
+                # Its holder serves, or is just starting, or is just leaving.
+                info = read_info(self._folder)
+                if info is not None and info.is_alive():
+                    return False
+            else:
+                return True
+        return False
 
     def _adopt(self) -> tuple[Segments, Store] | None:
         """The segments of a dead coordinator, if anybody still lives in them."""

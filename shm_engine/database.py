@@ -528,14 +528,15 @@ class Database:
     def _leave_folder(self, path: Path, wait: bool) -> None:
         self._store.leave()
         deadline = time.monotonic() + (LEAVE_S if wait else 0.0)
-        while self._store.members() == 0 and time.monotonic() < deadline:
-            info = coordinator.read_info(path)
-            if info is None or info.segments != self._segments:
-                break
-            if not info.is_alive():
-                coordinator.cleanup(path)
-                break
-            coordinator.wait_for_end(info.identity, 0.25)
+        with suppress(errors.Closed):  # a forked child that came too late to join
+            while self._store.members() == 0 and time.monotonic() < deadline:
+                info = coordinator.read_info(path)
+                if info is None or info.segments != self._segments:
+                    break
+                if not info.is_alive():
+                    coordinator.cleanup(path)
+                    break
+                coordinator.wait_for_end(info.identity, 0.25)
         self._store.close()
 
     def __enter__(self) -> Database:

@@ -93,8 +93,11 @@ class Segments:
         return store
 
     def unlink(self) -> None:
-        """Removes the names; the memory goes when the last process unmaps it."""
-        for name in (self.control, self.data):
+        """Removes the names; the memory goes when the last process unmaps it.
+
+        The control segment's goes last: by it `clear_leftovers` finds what a kill left of the two.
+        """
+        for name in (self.data, self.control):
             with suppress(posix_ipc.ExistentialError):
                 posix_ipc.unlink_shared_memory(name)
 

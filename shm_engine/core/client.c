@@ -150,6 +150,22 @@ uint32_t se_client_reap(se_store *store) {
     return reaped;
 }
 
+void se_client_clear_own(se_store *store) {
+    if (se_sequencer_lock(store, UINT64_C(100) * 1000000u) != SE_OK)
+        return;
+    uint32_t high = slot_high(store);
+    uint32_t snapshots = snapshot_high(store);
+    for (uint32_t index = 0; index < high; index++) {
+        if (se_load_acquire(&store->slots[index].identity) == store->identity)
+            clear_slot(&store->slots[index]);
+    }
+    for (uint32_t index = 0; index < snapshots; index++) {
+        if (se_load_acquire(&store->snapshots[index].identity) == store->identity)
+            se_snapshot_release(store, index);
+    }
+    se_sequencer_finish(store);
+}
+
 uint32_t se_client_reap_try(se_store *store) {
     if (se_sequencer_try(store) != SE_OK)
         return 0;
@@ -208,21 +224,12 @@ void se_snapshot_release(se_store *store, uint32_t entry) {
     se_store_release(&store->snapshots[entry].identity, 0);
 }
 
-se_status se_snapshot_open(se_store *store, uint32_t entry, uint64_t version, uint64_t *opened) {
-    se_sequencer *seq = store->seq;
-    for (;;) {
-        uint64_t wanted = version == SE_NO_SNAPSHOT ? se_visible_version(store) : version;
-        se_store_relaxed(&store->snapshots[entry].version, wanted);
+void se_snapshot_open(se_store *store, uint32_t entry, uint64_t *opened) {
+    do {
+        *opened = se_visible_version(store);
+        se_store_relaxed(&store->snapshots[entry].version, *opened);
         se_fence_full();
-        if (se_load_acquire(&seq->trim_horizon) <= wanted) {
-            *opened = wanted;
-            return SE_OK;
-        }
-        if (version != SE_NO_SNAPSHOT) {
-            se_snapshot_close(store, entry);
-            return SE_TRIMMED;
-        }
-    }
+    } while (se_load_acquire(&store->seq->trim_horizon) > *opened);
 }
 
 void se_snapshot_close(se_store *store, uint32_t entry) {

@@ -27,7 +27,9 @@ uint32_t se_client_count(const se_store *store, uint32_t kind);
 uint32_t se_snapshot_count(const se_store *store);
 /* Clears what dead processes left; the holder only. Returns how many slots. */
 uint32_t se_client_reap(se_store *store);
-/* The same, taking the sequencer if it is free. */
+/* Clears slots of this very process from before it replaced its program (exec). */
+void se_client_clear_own(se_store *store);
+/* The same as reap, taking the sequencer if it is free. */
 uint32_t se_client_reap_try(se_store *store);
 
 /* The epoch up to which retired blocks may be freed. */
@@ -38,8 +40,8 @@ void se_horizon_update(se_store *store);
 /* SE_TOO_MANY: every entry is taken. */
 se_status se_snapshot_claim(se_store *store, uint32_t *entry);
 void se_snapshot_release(se_store *store, uint32_t entry);
-/* Announces version (SE_NO_SNAPSHOT: the newest) and gives it back; SE_TRIMMED: too old. */
-se_status se_snapshot_open(se_store *store, uint32_t entry, uint64_t version, uint64_t *opened);
+/* Announces the newest version. */
+void se_snapshot_open(se_store *store, uint32_t entry, uint64_t *opened);
 void se_snapshot_close(se_store *store, uint32_t entry);
 
 static inline uint64_t se_pin(se_store *store, uint32_t slot) {

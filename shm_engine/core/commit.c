@@ -122,12 +122,17 @@ static se_status check_op(commit *c, const se_op *op) {
     return SE_MISMATCH;
 }
 
-/* live_keys counts heads that are no tombstones; what has run out counts until it is buried. */
-static void count_live(commit *c, const se_record *before, bool is) {
-    se_word *live = &c->store->seq->live_keys;
-    bool was = before && (before->flags & SE_RECORD_TOMBSTONE) == 0;
+static void count_change(commit *c, se_word *counter, bool was, bool is) {
     if (was != is)
-        se_undo_store(c->store, live, se_load_relaxed(live) + (is ? 1 : UINT64_MAX));
+        se_undo_store(c->store, counter, se_load_relaxed(counter) + (is ? 1 : UINT64_MAX));
+}
+
+/* live_keys counts heads that are no tombstones; what has run out counts until it is buried. */
+static void count_heads(commit *c, const se_record *before, uint32_t flags, uint64_t expires_us) {
+    se_sequencer *seq = c->store->seq;
+    count_change(c, &seq->live_keys, before && (before->flags & SE_RECORD_TOMBSTONE) == 0,
+                 (flags & SE_RECORD_TOMBSTONE) == 0);
+    count_change(c, &seq->ttl_keys, before && before->expires_us != 0, expires_us != 0);
 }
 
 static bool is_run_record(const se_op *op) {
@@ -186,9 +191,7 @@ static se_status write_record(commit *c, const se_op *op, se_leaf *leaf, se_reco
     SE_TRY(se_record_make(store, prev, c->version, c->timestamp_us, expires_us, flags, value,
                           value_size, &offset));
     c->changed = true;
-    count_live(c, head, (flags & SE_RECORD_TOMBSTONE) == 0);
-    if (expires_us)
-        se_store_relaxed(&store->seq->ttl_keys, se_load_relaxed(&store->seq->ttl_keys) + 1);
+    count_heads(c, head, flags, expires_us);
     if (!leaf)
         return link_new_key(c, op, offset);
     se_undo_store(store, &leaf->head, offset);

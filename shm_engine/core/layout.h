@@ -100,7 +100,7 @@ typedef struct {
     se_word taken_allocated; /* entries backed by memory */
 
     _Alignas(SE_LINE) se_word live_keys;
-    se_word ttl_keys;     /* records with an expiry ever written */
+    se_word ttl_keys;     /* heads with an expiry */
     se_word garbage_size; /* superseded bytes that retention allows to go (estimate) */
     se_word trimmed_versions;
     se_word pressure_trimmed; /* of these, by the high-water rule */

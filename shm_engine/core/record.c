@@ -72,6 +72,8 @@ se_status se_record_trim(se_store *store, se_leaf *leaf, const se_retention *ret
                          uint64_t now_us, uint64_t pressure, uint64_t *walk, bool *alone) {
     se_sequencer *seq = store->seq;
     *alone = false;
+    if (retention->kind == SE_RETAIN_ALL || (retention->kind == SE_RETAIN_DEFAULT && !pressure))
+        return SE_OK;
     uint64_t head = se_load_relaxed(&leaf->head);
     se_record *record = se_record_at(store, head);
     if (!record)

@@ -18,6 +18,8 @@
 
 static se_retired *ring_entry(const se_store *store, uint64_t position) {
     uint64_t capacity = se_load_relaxed(&store->seq->ring_capacity);
+    if (capacity == 0 || (capacity & (capacity - 1)) || capacity > store->data_size)
+        return NULL;
     se_retired *ring = se_at(store, se_load_relaxed(&store->seq->ring_offset),
                              capacity * sizeof(se_retired));
     return ring ? &ring[position & (capacity - 1)] : NULL;

@@ -13,9 +13,10 @@
 #include "undo.h"
 
 /* Tells the client, and sets a slot free whose owner left in the meantime. */
-static void acknowledge(se_store *store, se_slot *slot, uint32_t index) {
+static void acknowledge(se_store *store, se_slot *slot, uint32_t index, uint32_t number) {
+    /* From IDLE on the slot may have another owner, whose request has another number. */
     se_store_relaxed_u32(&slot->request_state, SE_REQUEST_IDLE);
-    se_store_release_u32(&slot->reply_seq, se_load_relaxed_u32(&slot->request_seq));
+    se_store_release_u32(&slot->reply_seq, number);
     se_fence_full();
     if (se_load_relaxed_u32(&slot->parked)) {
         se_store_relaxed_u32(&slot->parked, 0);
@@ -29,10 +30,14 @@ static void acknowledge(se_store *store, se_slot *slot, uint32_t index) {
 static void mend_requests(se_store *store) {
     for (uint32_t index = 0; index < store->header->max_clients; index++) {
         se_slot *slot = &store->slots[index];
-        if (se_load_acquire_u32(&slot->request_state) != SE_REQUEST_TAKEN)
+        uint32_t number = se_load_relaxed_u32(&slot->request_seq);
+        if (se_load_acquire_u32(&slot->request_state) != SE_REQUEST_TAKEN) {
+            if (se_load_relaxed(&slot->kind) == SE_SLOT_ORPHAN)
+                se_client_drop_orphan(store, index);
             continue;
-        if (se_load_relaxed(&slot->outcome_seq) == se_load_relaxed_u32(&slot->request_seq)) {
-            acknowledge(store, slot, index);
+        }
+        if (se_load_relaxed(&slot->outcome_seq) == number) {
+            acknowledge(store, slot, index, number);
             continue;
         }
         se_store_release_u32(&slot->request_state, SE_REQUEST_PENDING);
@@ -100,7 +105,7 @@ void se_sequencer_serve(se_store *store, uint32_t index) {
         return;
     if (se_load_relaxed(&slot->outcome_seq) != number)
         se_commit_serve(store, slot, index);
-    acknowledge(store, slot, index);
+    acknowledge(store, slot, index, number);
     store->commit_serial++;
 }
 

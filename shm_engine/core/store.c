@@ -71,20 +71,24 @@ static int read_process(uint32_t pid, char *text, size_t size) {
     return 1;
 }
 
-/* The state and the start time, behind the name, which may hold anything. */
+/* State, number of threads and start time, behind the name, which may hold anything. */
 static uint64_t identity_in(char *text, uint32_t pid) {
     char *field = strrchr(text, ')');
     if (!field || field[1] != ' ')
         return 0;
     field += 2;
-    if (*field == 'Z' || *field == 'X')
-        return 0;
+    bool ended = *field == 'Z' || *field == 'X';
+    uint64_t threads = 0;
     for (int index = 3; index < 22; index++) {
+        if (index == 20)
+            threads = strtoull(field, NULL, 10);
         field = strchr(field, ' ');
         if (!field)
             return 0;
         field++;
     }
+    if (ended && threads < 2) /* a first thread may end before the others */
+        return 0;
     uint64_t start = strtoull(field, NULL, 10);
     return (uint64_t)(uint32_t)(start + 1) << 32 | pid;
 }
@@ -231,6 +235,10 @@ se_status se_store_attach(se_store *store, int control_fd, int data_fd, uint32_t
     plan(&expected, header.max_clients);
     if (header.control_size != expected.control_size ||
         header.slots_offset != expected.slots_offset ||
+        header.snapshots_offset != expected.snapshots_offset ||
+        header.snapshot_count != expected.snapshot_count ||
+        header.undo_offset != expected.undo_offset ||
+        header.taken_offset != expected.taken_offset ||
         header.requests_offset != expected.requests_offset ||
         header.request_size != expected.request_size ||
         (uint64_t)control_info.st_size != header.control_size ||

@@ -60,7 +60,8 @@ se_status se_back_with_memory(int fd, uint64_t offset, uint64_t size);
 void se_release_memory(int fd, uint64_t offset, uint64_t size);
 
 static inline void *se_at(const se_store *store, uint64_t offset, uint64_t size) {
-    if (SE_UNLIKELY(offset < SE_PAGE || offset > store->data_size - size || (offset & 7)))
+    if (SE_UNLIKELY(offset < SE_PAGE || size > store->data_size ||
+                    offset > store->data_size - size || (offset & 7)))
         return NULL;
     return store->data + offset;
 }

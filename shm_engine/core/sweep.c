@@ -62,6 +62,8 @@ static se_status bury_expired(se_store *store, se_leaf *leaf, se_sweep *sweep, u
                           &tombstone));
     se_undo_store(store, &leaf->head, tombstone);
     se_undo_store(store, &seq->live_keys, se_load_relaxed(&seq->live_keys) - 1);
+    se_undo_store(store, &seq->ttl_keys, se_load_relaxed(&seq->ttl_keys) - 1);
+    se_store_relaxed(&seq->last_timestamp, now_us > last ? now_us : last);
     sweep->expired_count++;
     return SE_OK;
 }

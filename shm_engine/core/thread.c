@@ -1,6 +1,8 @@
 /* thread.c - the sessions of this process, by store and thread. */
 #include "thread.h"
 
+#include "client.h"
+
 typedef struct entry {
     struct entry *next;
     pthread_t thread;
@@ -62,12 +64,15 @@ uint64_t se_threads_open(se_store *store) {
     if (!added)
         return 0;
     pthread_mutex_lock(&lock);
+    bool first = last_id == 0;
     added->id = ++last_id;
     added->fork_count = se_fork_count;
     added->store = store;
     added->next = stores;
     stores = added;
     pthread_mutex_unlock(&lock);
+    if (first && store->identity != 0)
+        se_client_clear_own(store);
     return added->id;
 }
 

@@ -213,7 +213,7 @@ def test_cas_with_the_version_of_a_deleted_value_fails(kv: KVStore) -> None:
     assert not kv.exists(RUN, "a")
 
 
-def test_a_cas_that_fails_changes_nothing_not_even_by_a_version(kv: KVStore) -> None:
+def test_a_cas_that_fails_changes_nothing(kv: KVStore) -> None:
     kv.put(RUN, "a", 1)
     before = contents(kv.database, RUN)
     assert not kv.cas(RUN, "a", None, 2)
