@@ -211,9 +211,19 @@ cdef str packed_kind(uint64_t first):
 
 
 cdef object decode(const uint8_t *data, uint32_t size):
-    if size <= SMALL_VALUE:
-        return _unpackb(PyBytes_FromStringAndSize(<const char *> data, size))
-    return _unpackb(PyMemoryView_FromMemory(<char *> data, size, 0x100))
+    try:
+        if size <= SMALL_VALUE:
+            return _unpackb(PyBytes_FromStringAndSize(<const char *> data, size))
+        return _unpackb(PyMemoryView_FromMemory(<char *> data, size, 0x100))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise damaged(error) from error
+
+
+cdef object damaged(error):
+    """The error for stored bytes that do not decode; all that was stored did once."""
+    return errors.Corruption("shared memory", None,
+                             f"The database in shared memory holds damaged bytes ({error}); close "
+                             f"all its handles and open it again.")
 
 
 cdef struct _Ready:
@@ -704,6 +714,8 @@ cdef class Store:
             while left > 0 and size > 0:
                 size = self.scan_batch(iter, key, prefix_size, first, size, pin, &left, names,
                                        buffer)
+        except UnicodeDecodeError as error:
+            raise damaged(error) from error
         finally:
             free(iter)
         return names, self.decode_all(buffer, names) if with_values else None
@@ -741,6 +753,9 @@ cdef class Store:
                     continue
                 if status != SE_OK or record == NULL or se_record_dead(record, pin.now_us):
                     continue
+                if leaf.key_size <= PREFIX_SIZE:
+                    status = SE_CORRUPT
+                    break
                 names.append(PyUnicode_DecodeUTF8(<char *> leaf.key + PREFIX_SIZE,
                                                   leaf.key_size - PREFIX_SIZE - 1, NULL))
                 if buffer is not None:
@@ -764,7 +779,10 @@ cdef class Store:
         joined = <uint8_t *> PyBytes_AS_STRING(data)
         memcpy(joined, head, head_size)
         memcpy(joined + head_size, buffer.data, buffer.used)
-        return _unpackb(data)
+        try:
+            return _unpackb(data)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise damaged(error) from error
 
     def history(self, run, int tag, name, limit=None, before=None):
         """([(value, version, timestamp_us, is_tombstone)], cut), newest first."""
@@ -860,6 +878,7 @@ cdef class Store:
     def check_name(self, name, bint prefix=False):
         """Raises what a read or write of this name would; a prefix may be empty."""
         cdef uint8_t key[KEY_MAX]
+        self.check_open()
         fill_key(key, <RunId> DEFAULT_RUN, 0, name, prefix)
 
     cpdef bytes encode(self, value):

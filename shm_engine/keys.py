@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from shm_engine import errors
 from shm_engine.retention import RetentionPolicy
 
 __all__ = [
@@ -65,7 +66,11 @@ def pack_run(status: int, retention: RetentionPolicy | None) -> bytes:
 
 def unpack_run(record: bytes) -> tuple[int, RetentionPolicy | None]:
     """The status and the retention of a run's record."""
+    if len(record) < _RECORD.size:
+        raise errors.Corruption("shared memory", 0, "A run's record is cut off.")
     status, kind, amount = _RECORD.unpack_from(record)
+    if (kind and kind not in _RETENTION_NAMES) or status not in (0, *RUN_STATUS_NAMES):
+        raise errors.Corruption("shared memory", 0, "A run's record holds unknown numbers.")
     if kind == 0:
         return status, None
     return status, RetentionPolicy.of(_RETENTION_NAMES[kind], amount)

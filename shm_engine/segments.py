@@ -11,6 +11,7 @@ Cost:       one shm_open, fstat and mmap for each segment
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from contextlib import suppress
@@ -42,6 +43,16 @@ def default_map_size() -> int:
     except OSError:
         return MAP_SIZE_MAX
     return max(MAP_SIZE_MIN, min(MAP_SIZE_MAX, room.f_blocks * room.f_frsize // 2))
+
+
+def _system_error(error: Exception) -> errors.StorageError:
+    """What the system's refusal to make or open a segment means to the user."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.ENOMEM):
+        return errors.StorageFull(
+            f"Shared memory has no room for the segments of a database ({error}). Free some of "
+            f"{FOLDER}, or give a container more of it (--shm-size)."
+        )
+    return errors.IoError(f"Opening a database's shared memory in {FOLDER} failed: {error}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +97,11 @@ class Segments:
             raise errors.Closed(
                 "The database's shared memory is gone: its last handle was closed. Open it again."
             ) from None
-        except BaseException:
+        except BaseException as error:
             for descriptor in descriptors:
                 os.close(descriptor)
+            if isinstance(error, OSError | posix_ipc.Error):
+                raise _system_error(error) from error
             raise
         return store
 
@@ -106,19 +119,25 @@ class Segments:
         return all(os.path.exists(FOLDER + name) for name in (self.control, self.data))
 
 
+def _is_unfinished(segments: Segments) -> bool:
+    """Whether the layout was never completed; the magic at the start comes last."""
+    with open(FOLDER + segments.control, "rb") as control:
+        return not any(control.read(8))
+
+
 def _is_left_over(segments: Segments, creator_pid: int) -> bool:
-    if process_identity(creator_pid) != 0:
+    # Of living makers a process asks only about itself: attaching to all would cost too much.
+    if creator_pid != os.getpid() and process_identity(creator_pid) != 0:
         return False
     try:
         store = segments.attach()
     except errors.Error:
-        # Killed before the layout was finished, or of another build: nobody can be told alive.
-        return (
-            not os.path.exists(FOLDER + segments.data)
-            or os.path.getsize(FOLDER + segments.control) == 0
+        # Killed before both were made and laid out, or of another build: nobody can be told alive.
+        return creator_pid != os.getpid() and (
+            not os.path.exists(FOLDER + segments.data) or _is_unfinished(segments)
         )
     try:
-        return store.members() == 0
+        return store.members() == 0 and (store.was_joined() or creator_pid != os.getpid())
     finally:
         store.close()
 

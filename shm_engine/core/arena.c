@@ -35,6 +35,16 @@ static se_status need_space(se_store *store, uint64_t size) {
     return SE_NEED_SPACE;
 }
 
+/* The reserve for deletes is counted over free blocks too, where the arena cannot grow. */
+static bool would_touch_reserve(const se_store *store, uint64_t size) {
+    const se_sequencer *seq = store->seq;
+    if (SE_LIKELY(store->deleting || !se_load_relaxed(&seq->arena_exhausted)))
+        return false;
+    uint64_t left = se_load_acquire(&seq->arena_allocated) - se_load_relaxed(&seq->arena_bump) +
+                    se_load_relaxed(&seq->arena_free);
+    return left < size + store->header->reserve_size;
+}
+
 se_status se_arena_take(se_store *store, uint64_t size, uint64_t *offset) {
     se_sequencer *seq = store->seq;
     uint32_t size_class = se_class_of(size);
@@ -43,6 +53,8 @@ se_status se_arena_take(se_store *store, uint64_t size, uint64_t *offset) {
     uint64_t full = se_class_size(size_class);
     uint64_t free_block = se_load_relaxed(&seq->free_head[size_class]);
     if (free_block) {
+        if (SE_UNLIKELY(would_touch_reserve(store, full)))
+            return need_space(store, full);
         const se_word *link = se_at(store, free_block, full);
         if (SE_UNLIKELY(!link))
             return SE_CORRUPT;

@@ -39,14 +39,6 @@ se_status se_client_join(se_store *store, uint32_t kind, uint32_t *slot) {
     se_status status = claim_slot(store, kind, slot);
     if (status == SE_TOO_MANY && se_client_reap_try(store) > 0)
         status = claim_slot(store, kind, slot);
-    if (status != SE_OK || kind != SE_SLOT_THREAD)
-        return status;
-    status = se_back_with_memory(store->control_fd,
-                                 store->header->requests_offset +
-                                     (uint64_t)*slot * store->header->request_size,
-                                 4 * SE_PAGE);
-    if (status != SE_OK)
-        se_client_leave(store, *slot);
     return status;
 }
 

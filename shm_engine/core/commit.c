@@ -46,7 +46,8 @@ static se_op *next_op(const commit *c, uint64_t *at) {
         return NULL;
     se_op *op = (se_op *)(c->area + *at);
     uint64_t size = op_size(op);
-    if (size > c->size - *at || op->key_size > SE_KEY_MAX || op->key_size <= SE_RUN_ID_SIZE)
+    if (size > c->size - *at || op->key_size > SE_KEY_MAX || op->key_size <= SE_RUN_ID_SIZE ||
+        op->value_size > SE_VALUE_ENCODED_MAX)
         return NULL;
     *at += size;
     return op;
@@ -286,9 +287,18 @@ static se_status each_op(commit *c, se_status (*visit)(commit *, se_op *)) {
 
 static se_status check_one(commit *c, se_op *op) { return check_op(c, op); }
 
-/* Deletes, and the beginning and ending of runs, may use the reserve. */
+/* Ends a run, or chooses its retention: both help a full store. */
+static bool is_remedy(const se_op *op) {
+    if (op->kind != SE_OP_PUT || !is_run_record(op) || op->value_size < sizeof(se_run_record))
+        return false;
+    se_run_record run; /* in a request it may lie at any address */
+    memcpy(&run, op_value(op), sizeof run);
+    return run.status > SE_RUN_ACTIVE || run.retention_kind != SE_RETAIN_DEFAULT;
+}
+
+/* Deletes and remedies may use the reserve. */
 static se_status survey_one(commit *c, se_op *op) {
-    if (op->kind == SE_OP_INCREMENT || (op->kind == SE_OP_PUT && !is_run_record(op)))
+    if (op->kind == SE_OP_INCREMENT || (op->kind == SE_OP_PUT && !is_remedy(op)))
         c->store->deleting = false;
     return SE_OK;
 }

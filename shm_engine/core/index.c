@@ -85,6 +85,8 @@ static se_status split_prefix(se_store *store, se_word *link, const se_node_view
 
 static se_status add_child(se_store *store, se_word *link, se_node_view *view, uint8_t byte,
                            uint64_t leaf) {
+    if (SE_UNLIKELY(view->type == SE_NODE256 && se_node_full(view)))
+        return SE_CORRUPT; /* and yet a byte has no child */
     if (!se_node_full(view)) {
         se_node_add(store, view, byte, leaf | SE_CHILD_LEAF);
         return SE_OK;
@@ -233,6 +235,9 @@ se_status se_iter_seek(se_iter *iter, const se_store *store, const uint8_t *key,
                        uint32_t key_size) {
     iter->store = store;
     iter->pending = 0;
+    iter->bound = key;
+    iter->bound_size = key_size;
+    iter->least_order = 0;
     iter->depth = 0;
     uint64_t at = se_load_acquire(&store->seq->root);
     uint32_t position = 0;
@@ -263,11 +268,45 @@ se_status se_iter_seek(se_iter *iter, const se_store *store, const uint8_t *key,
     return SE_OK;
 }
 
+/* A place that a rolled-back commit had used may have been given to another byte between reading
+ * the byte and reading the child. Goes back to the first frame whose link has changed, if any. */
+static se_status return_to_change(se_iter *iter, uint64_t child) {
+    for (uint32_t depth = iter->depth; depth-- > 0;) {
+        const se_iter_frame *frame = &iter->stack[depth];
+        se_node_view view;
+        SE_TRY(se_node_open(iter->store, frame->node, &view));
+        const se_word *link = frame->next ? se_node_find(&view, (uint8_t)(frame->next - 1)) : NULL;
+        if (!link || se_load_acquire(link) != child) {
+            iter->depth = depth + 1;
+            return SE_OK;
+        }
+        child = frame->node;
+    }
+    return SE_CORRUPT;
+}
+
+/* Keys only rise, from the one that was sought: else damage could make a walk that never ends.
+ * *leaf stays 0 if the walk was led astray by a change and goes on. */
+static se_status yield_leaf(se_iter *iter, uint64_t offset, uint64_t *leaf) {
+    const se_leaf *found = se_leaf_at(iter->store, offset);
+    if (SE_UNLIKELY(!found))
+        return SE_CORRUPT;
+    if (SE_UNLIKELY(compare_keys(found->key, found->key_size, iter->bound, iter->bound_size) <
+                    iter->least_order))
+        return return_to_change(iter, offset | SE_CHILD_LEAF);
+    iter->bound = found->key;
+    iter->bound_size = found->key_size;
+    iter->least_order = 1;
+    *leaf = offset;
+    return SE_OK;
+}
+
 se_status se_iter_next(se_iter *iter, uint64_t *leaf) {
-    *leaf = iter->pending;
+    *leaf = 0;
     if (iter->pending) {
+        uint64_t pending = iter->pending;
         iter->pending = 0;
-        return SE_OK;
+        return yield_leaf(iter, pending, leaf);
     }
     while (iter->depth > 0) {
         se_iter_frame *frame = &iter->stack[iter->depth - 1];
@@ -282,10 +321,10 @@ se_status se_iter_next(se_iter *iter, uint64_t *leaf) {
         }
         frame->next = byte + 1;
         if (child & SE_CHILD_LEAF) {
-            *leaf = child & ~SE_CHILD_LEAF;
-            return SE_OK;
-        }
-        if (child)
+            SE_TRY(yield_leaf(iter, child & ~SE_CHILD_LEAF, leaf));
+            if (*leaf)
+                return SE_OK;
+        } else if (child)
             SE_TRY(push_frame(iter, child, 0));
     }
     return SE_OK;

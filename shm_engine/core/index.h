@@ -37,11 +37,14 @@ typedef struct {
 typedef struct {
     const se_store *store;
     uint64_t pending;
+    const uint8_t *bound; /* the leaf's key before, at first the caller's */
+    uint32_t bound_size;
+    int least_order; /* of the next key to the bound */
     uint32_t depth;
     se_iter_frame stack[SE_KEY_MAX];
 } se_iter;
 
-/* Stands in front of the first key >= the given one. */
+/* Stands in front of the first key >= the given one, which stays as it is until that is met. */
 se_status se_iter_seek(se_iter *iter, const se_store *store, const uint8_t *key,
                        uint32_t key_size);
 /* *leaf: the next one in byte order, 0 at the end. */

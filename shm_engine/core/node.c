@@ -171,8 +171,11 @@ se_status se_node_copy(se_store *store, const se_node_view *from, uint32_t type,
     uint32_t byte = 0;
     for (se_word *link = se_node_next(from, 0, &byte); link;
          link = byte < 255 ? se_node_next(from, byte + 1, &byte) : NULL) {
-        if ((int)byte != without)
-            se_node_fill(view, (uint8_t)byte, se_load_relaxed(link));
+        if ((int)byte == without)
+            continue;
+        if (se_node_full(view))
+            return SE_CORRUPT; /* more children than its count said */
+        se_node_fill(view, (uint8_t)byte, se_load_relaxed(link));
     }
     return SE_OK;
 }

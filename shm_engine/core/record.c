@@ -12,8 +12,11 @@ se_status se_record_older(const se_store *store, const se_record *record,
         return SE_OK;
     if (prev == SE_CUT)
         return SE_TRIMMED;
-    *older = se_record_at(store, prev);
-    return *older ? SE_OK : SE_CORRUPT;
+    const se_record *found = se_record_at(store, prev);
+    if (SE_UNLIKELY(!found || !se_record_in_order(record, found)))
+        return SE_CORRUPT;
+    *older = found;
+    return SE_OK;
 }
 
 se_status se_record_visible(const se_store *store, const se_leaf *leaf, uint64_t snapshot,
@@ -95,9 +98,10 @@ se_status se_record_trim(se_store *store, se_leaf *leaf, const se_retention *ret
         }
         if (prev <= SE_CUT)
             return SE_OK;
-        record = se_record_at(store, prev);
-        if (!record)
+        se_record *older = se_record_at(store, prev);
+        if (!older || !se_record_in_order(record, older))
             return SE_CORRUPT;
+        record = older;
     }
     return SE_OK;
 }

@@ -14,6 +14,7 @@
 #define SE_RECORD_H
 
 #include "arena.h"
+#include "msgpack.h"
 #include "store.h"
 
 typedef struct {
@@ -23,10 +24,15 @@ typedef struct {
 
 static inline se_record *se_record_at(const se_store *store, uint64_t offset) {
     se_record *record = se_at(store, offset, sizeof(se_record));
-    if (SE_UNLIKELY(!record ||
+    if (SE_UNLIKELY(!record || record->value_size > SE_VALUE_ENCODED_MAX ||
                     record->value_size > store->data_size - offset - sizeof(se_record)))
         return NULL;
     return record;
+}
+
+/* R1: without it a damaged prev could make a chain that never ends. */
+static inline bool se_record_in_order(const se_record *record, const se_record *older) {
+    return older->version <= record->version && older != record;
 }
 
 static inline uint64_t se_record_block(uint64_t offset, const se_record *record) {

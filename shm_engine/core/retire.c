@@ -113,7 +113,9 @@ se_status se_retire_after_rollback(se_store *store, uint64_t block) {
 static uint64_t chain_rest(const se_store *store, const se_record *record) {
     uint64_t prev = se_load_relaxed(&record->prev);
     const se_record *older = prev > SE_CUT ? se_record_at(store, prev) : NULL;
-    return older ? se_record_block(prev, older) | SE_BLOCK_CHAIN : 0;
+    return older && se_record_in_order(record, older)
+               ? se_record_block(prev, older) | SE_BLOCK_CHAIN
+               : 0;
 }
 
 static void step_past(se_store *store, se_retired *entry, uint64_t rest) {

@@ -16,6 +16,7 @@
 #define SPIN_ROUNDS 12
 #define SPIN_STEPS 40
 #define YIELD_ROUNDS 6
+#define ASK_AGAIN_NS 10000000u
 #define PARK_NS 1000000u
 #define REPAIRS_MAX 8u
 #define PATIENCE_NS (UINT64_C(1000) * 1000000u)
@@ -23,7 +24,6 @@
 se_status se_session_open(se_session *session, se_store *store) {
     memset(session, 0, sizeof *session);
     session->store = store;
-    session->area_backed = AREA_FIRST;
     return se_client_join(store, SE_SLOT_THREAD, &session->slot);
 }
 
@@ -98,7 +98,7 @@ static se_status area_reserve(se_session *session, uint64_t need) {
     se_store *store = session->store;
     if (need > store->header->request_size)
         return SE_TOO_LARGE;
-    uint64_t wider = session->area_backed;
+    uint64_t wider = session->area_backed ? session->area_backed : AREA_FIRST;
     while (wider < need)
         wider *= 2;
     SE_TRY(se_back_with_memory(store->control_fd,
@@ -170,12 +170,24 @@ static se_status send(se_session *session) {
     return status;
 }
 
+/* Where the system has no memory left, asking for it at each commit would cost more than the commit:
+ * freed blocks may still do, and the keeper asks on. */
+static void grow_ahead(se_store *store) {
+    if (se_load_relaxed(&store->seq->arena_exhausted)) {
+        uint64_t now_ns = se_clock_ns();
+        if (now_ns - se_load_relaxed(&store->asked_ns) < ASK_AGAIN_NS)
+            return;
+        atomic_store_explicit(&store->asked_ns, now_ns, memory_order_relaxed);
+    }
+    (void)se_arena_grow(store, SE_GROW_AHEAD);
+}
+
 se_status se_session_submit(se_session *session) {
     se_store *store = session->store;
     uint64_t margin = store->header->reserve_size + (UINT64_C(256) << 10) + session->used * 2;
     uint64_t bump = se_load_relaxed(&store->seq->arena_bump);
     if (SE_UNLIKELY(bump + margin > se_load_acquire(&store->seq->arena_allocated)))
-        (void)se_arena_grow(store, SE_GROW_AHEAD); /* full: freed blocks may still do */
+        grow_ahead(store);
     se_arena_map_ahead(store);
     return send(session);
 }

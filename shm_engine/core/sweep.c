@@ -72,6 +72,8 @@ static se_status visit(se_store *store, se_sweep *sweep, se_leaf *leaf, run_poli
                        uint64_t now_us, uint64_t *walked) {
     bool alone = false;
     uint64_t walk = UINT64_MAX; /* a long history is walked whole, or it would never be trimmed */
+    if (SE_UNLIKELY(leaf->key_size <= SE_RUN_ID_SIZE))
+        return SE_CORRUPT;
     SE_TRY(policy_of(store, leaf->key, policy));
     if (!sweep->trim_only)
         SE_TRY(bury_expired(store, leaf, sweep, now_us));

@@ -42,7 +42,10 @@ uint32_t test_key(uint8_t *key, const char *name) {
 }
 
 se_status test_submit(se_session *session) {
-    se_status status = se_session_submit(session);
+    return test_finish(session, se_session_submit(session));
+}
+
+se_status test_finish(se_session *session, se_status status) {
     for (;;) {
         if (status == SE_OK) {
             status = se_session_outcome(session);

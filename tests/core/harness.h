@@ -53,6 +53,8 @@ se_status test_put(se_session *session, const char *name, const void *value, uin
 se_status test_delete(se_session *session, const char *name);
 se_status test_increment(se_session *session, const char *name, int64_t delta, int64_t *result);
 se_status test_submit(se_session *session);
+/* From what submit answered to the outcome. */
+se_status test_finish(se_session *session, se_status status);
 /* The value at a snapshot (UINT64_MAX: now) as a string in buffer; SE_NOT_FOUND. */
 se_status test_get(se_session *session, const char *name, uint64_t snapshot, char *buffer,
                    uint32_t size);

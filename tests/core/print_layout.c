@@ -64,7 +64,7 @@ static void print_constants(void) {
         printf("class %u %llu\n", size_class, (unsigned long long)se_class_size(size_class));
 }
 
-static void print_control(void) {
+static void print_header(void) {
     STRUCT(se_header);
     FIELD(se_header, magic);
     FIELD(se_header, format_version);
@@ -87,6 +87,9 @@ static void print_control(void) {
     FIELD(se_header, durability_kind);
     FIELD(se_header, flush_interval_ms);
     FIELD(se_header, max_pending_writes);
+}
+
+static void print_sequencer(void) {
     STRUCT(se_sequencer);
     FIELD(se_sequencer, mutex);
     FIELD(se_sequencer, owner_pid);
@@ -135,6 +138,9 @@ static void print_control(void) {
     FIELD(se_sequencer, snapshot_high);
     FIELD(se_sequencer, pending);
     FIELD(se_sequencer, free_head);
+}
+
+static void print_clients(void) {
     STRUCT(se_slot);
     FIELD(se_slot, identity);
     FIELD(se_slot, kind);
@@ -201,7 +207,9 @@ static void print_data(void) {
 
 int main(void) {
     print_constants();
-    print_control();
+    print_header();
+    print_sequencer();
+    print_clients();
     print_data();
     return 0;
 }

@@ -10,6 +10,7 @@
 #define KEYS 200
 #define WRITERS 2
 #define VALUE_MAX 6000
+#define REFUSED_MAX 4 /* each may have waited a second for readers */
 
 static se_store *store;
 static se_word stop;
@@ -25,7 +26,7 @@ static uint32_t value_of(int number, int serial, unsigned *seed, char *value) {
     char piece[32];
     uint32_t size = 0;
     int piece_size = snprintf(piece, sizeof piece, "%d:%d;", number, serial);
-    uint32_t repeats = 1 + rand_r(seed) % (tight ? 600 : 20);
+    uint32_t repeats = 1 + rand_r(seed) % (tight ? 300 : 20);
     for (uint32_t repeat = 0; repeat < repeats && size + 32 < VALUE_MAX; repeat++) {
         memcpy(value + size, piece, (size_t)piece_size);
         size += (uint32_t)piece_size;
@@ -64,7 +65,7 @@ static void *write_own_keys(void *argument) {
     char name[32];
     char value[VALUE_MAX];
     REQUIRE(se_session_open(&session, store) == SE_OK);
-    for (int step = 1; step <= steps; step++) {
+    for (int step = 1; step <= steps && se_load_relaxed(&refused) < REFUSED_MAX; step++) {
         int number = (int)(rand_r(&seed) % (KEYS / WRITERS)) * WRITERS + self;
         name_of(number, name);
         bool put = rand_r(&seed) % 3 != 0;
@@ -95,7 +96,7 @@ static void *fail_to_commit(void *argument) {
     static const char value[VALUE_MAX] = "never to be seen";
     REQUIRE(se_session_open(&session, store) == SE_OK);
     for (int round = 0; !se_load_acquire(&stop); round++) {
-        int ops = round % 100 == 50 ? 1200 : 1 + (int)(rand_r(&seed) % 20);
+        int ops = !tight && round % 100 == 50 ? 1200 : 1 + (int)(rand_r(&seed) % 20);
         REQUIRE(se_session_begin(&session, test_run, se_clock_real_us(), 0) == SE_OK);
         for (int op = 0; op < ops; op++) {
             unsigned dice = rand_r(&seed);
@@ -154,7 +155,7 @@ static void *read_at_snapshots(void *argument) {
     REQUIRE(se_snapshot_claim(store, &entry) == SE_OK);
     while (!se_load_acquire(&stop)) {
         uint64_t version;
-        REQUIRE(se_snapshot_open(store, entry, SE_NO_SNAPSHOT, &version) == SE_OK);
+        se_snapshot_open(store, entry, &version);
         uint64_t first = sum_at(&session, iter, version);
         uint64_t second = sum_at(&session, iter, version);
         REQUIRE(first == second);
@@ -198,11 +199,11 @@ static void run_all(uint64_t map_size) {
 }
 
 int main(void) {
-    steps = 6000;
+    steps = 3000;
     run_all(UINT64_C(16) << 20);
     REQUIRE(se_load_relaxed(&refused) == 0);
     tight = true;
-    steps = 1500;
+    steps = 800;
     run_all(UINT64_C(1) << 20);
     REQUIRE(se_load_relaxed(&failures) > 100 && se_load_relaxed(&compared) > 10);
     printf("test_rollbacks: ok, %llu failures, %llu snapshots, %llu without memory\n",

@@ -5,11 +5,12 @@ Why:        a description is complete if a program written from it alone finds e
 Used by:    the tests in tests/format; nothing may write to the database meanwhile
 Invariants: every "valid if and only if" list of the data segment is checked on the way
 Errors:     Invalid, with the offset and the rule that is broken
-Cost:       one copy of both segments' used parts, then O(bytes in use)
+Cost:       one copy of the data segment, then O(bytes in use)
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,9 +70,9 @@ def _page(size: int) -> int:
 
 
 class Reader:
-    """The bytes of both segments, as they were when it was made."""
+    """The control segment, and a copy of the data segment's bytes."""
 
-    def __init__(self, control: bytes, data: bytes, control_size: int) -> None:
+    def __init__(self, control: mmap.mmap, data: bytes, control_size: int) -> None:
         self.control = control
         self.data = data
         self._check_header(control_size)
@@ -80,7 +81,7 @@ class Reader:
 
     @classmethod
     def of(cls, segments: Segments) -> Reader:
-        """Copies the segments of these names."""
+        """Reads the segments of these names."""
         descriptors = [
             os.open(FOLDER + name, os.O_RDONLY) for name in (segments.control, segments.data)
         ]
@@ -92,11 +93,12 @@ class Reader:
 
     @classmethod
     def of_files(cls, control_fd: int, data_fd: int) -> Reader:
-        """Copies the segments behind two descriptors, the first area of requests included."""
+        """The same of two descriptors; of the requests the first area's beginning."""
         head = os.pread(control_fd, 2 * PAGE, 0)
         row = STRUCTS["se_header"]["requests_offset"]
         requests = int.from_bytes(head[row.offset : row.offset + row.size], "little")
-        control = os.pread(control_fd, requests + 2 * PAGE, 0)
+        # Mapped and not copied: most of it was never written.
+        control = mmap.mmap(control_fd, requests + 2 * PAGE, prot=mmap.PROT_READ)
         data = os.pread(data_fd, os.fstat(data_fd).st_size, 0)
         return cls(control, data, os.fstat(control_fd).st_size)
 
@@ -107,7 +109,8 @@ class Reader:
         if base is None:
             base = {"se_header": 0, "se_sequencer": PAGE}[struct]
         row = STRUCTS[struct][name]
-        return int.from_bytes(self.control[base + row.offset :][: row.size], "little")
+        start = base + row.offset
+        return int.from_bytes(self.control[start : start + row.size], "little")
 
     def data_word(self, offset: int) -> int:
         """The u64 at an offset of the data segment."""
@@ -202,7 +205,9 @@ class Reader:
         places = {place: place for place in range(256)}
         if kind == 3:
             places = {
-                byte: self.data[keys_at + byte] - 1 for byte in range(256) if self.data[keys_at + byte]
+                byte: self.data[keys_at + byte] - 1
+                for byte in range(256)
+                if self.data[keys_at + byte]
             }
         elif kind < 3:
             places = {self.data[keys_at + place]: place for place in range(count)}
@@ -319,7 +324,8 @@ class Reader:
     def _free_blocks(self) -> Iterator[Block]:
         base = PAGE + STRUCTS["se_sequencer"]["free_head"].offset
         for number in range(CONSTANTS["SE_CLASS_COUNT"]):
-            at = int.from_bytes(self.control[base + 8 * number :][:8], "little")
+            head = base + 8 * number
+            at = int.from_bytes(self.control[head : head + 8], "little")
             while at:
                 yield Block(at, self.class_size(number), "free")
                 at = self.data_word(at)

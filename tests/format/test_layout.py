@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 import subprocess
 from collections.abc import Iterator
@@ -32,9 +33,7 @@ def printed() -> list[list[str]]:
 
 
 def in_c(printed: list[list[str]]) -> dict[tuple[str, str], tuple[int, int]]:
-    return {
-        (line[0], line[1]): (int(line[2]), int(line[3])) for line in printed if len(line) == 4
-    }
+    return {(line[0], line[1]): (int(line[2]), int(line[3])) for line in printed if len(line) == 4}
 
 
 def test_each_field_is_where_the_document_says(printed: list[list[str]]) -> None:
@@ -69,9 +68,8 @@ def test_no_field_of_layout_h_is_missing(printed: list[list[str]]) -> None:
     declared = set()
     for body, struct in re.findall(r"typedef struct \{(.*?)\} (se_\w+);", text, re.DOTALL):
         for declaration in body.split(";")[:-1]:
-            field = re.fullmatch(r".*?(\w+)(\[.*\])?", " ".join(declaration.split()))
-            assert field, declaration
-            declared.add((struct, field[1]))
+            name = re.sub(r"\[.*\]", "", declaration).split()[-1]
+            declared.add((struct, name))
     assert declared == {place for place in in_c(printed) if place[1] != "-"}
 
 
@@ -126,7 +124,7 @@ def test_worked_examples_are_the_bytes_of_a_store(worked: Reader) -> None:
     leaf = worked.find(bytes(16) + b"\x01agent:1\0")
     assert leaf is not None
     head = worked.data_word(leaf)
-    places = {
+    places: dict[str, tuple[bytes | mmap.mmap, int]] = {
         "node4": (worked.data, root),
         "leaf": (worked.data, leaf),
         "record": (worked.data, head),

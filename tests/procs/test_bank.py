@@ -11,7 +11,9 @@ from shm_engine._core import RunId
 from shm_engine.database import Database
 from shm_engine.durability import Durability
 from shm_engine.primitives.kv import KVStore
+from shm_engine.retention import RetentionPolicy
 from shm_engine.transaction import Transaction
+from tests.harness.shared import check_structure
 from tests.harness.tally import Tally
 from tests.harness.workers import Channel, Crew, Method, Worker
 
@@ -20,6 +22,7 @@ ACCOUNTS = [f"account/{number:02}" for number in range(12)]
 EACH = 100
 TOTAL = EACH * len(ACCOUNTS)
 RETRIES = 1000
+MAP_SIZE = 16 << 20
 
 
 def move_money(channel: Channel, number: int, seed: int, database: Database, tally: Tally) -> None:
@@ -59,9 +62,13 @@ def test_the_total_stays_while_workers_are_killed(
 ) -> None:
     crew.method = method
     memory = Durability.in_memory()
-    database = Database.ephemeral() if place == "ephemeral" else Database.open(folder, memory)
+    if place == "ephemeral":
+        database = Database.ephemeral(map_size=MAP_SIZE)
+    else:
+        database = Database.open(folder, memory, map_size=MAP_SIZE)
     with database:
         kv = KVStore(database)
+        database.set_retention(RUN, RetentionPolicy.KeepLast(2))
         kv.mset(RUN, dict.fromkeys(ACCOUNTS, EACH))
 
         def hire(number: int) -> Worker:
@@ -87,3 +94,4 @@ def test_the_total_stays_while_workers_are_killed(
             killed = number not in at_work
             assert tally[number] <= counted <= tally[number] + killed
         assert tally.total() > 0
+        check_structure(database)

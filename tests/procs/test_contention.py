@@ -13,12 +13,14 @@ from shm_engine._core import RunId
 from shm_engine.database import Database
 from shm_engine.durability import Durability
 from shm_engine.primitives.kv import KVStore
+from shm_engine.retention import RetentionPolicy
 from shm_engine.transaction import Transaction
-from tests.harness.shared import SequencerView, stop_in_the_middle
+from tests.harness.shared import SequencerView, check_structure, stop_in_the_middle
 from tests.harness.tally import Tally
 from tests.harness.workers import Channel, Crew, Method
 
 RUN = RunId.DEFAULT
+MAP_SIZE = 16 << 20
 RACERS = 4
 ROUNDS = 500
 MANY = [f"many/{number:03}" for number in range(150)]
@@ -131,7 +133,8 @@ def read_all(channel: Channel, database: Database) -> None:
 def test_a_commit_of_many_keys_is_never_seen_half(
     kill: bool, crew: Crew, rng: random.Random
 ) -> None:
-    with Database.ephemeral() as database:
+    with Database.ephemeral(map_size=MAP_SIZE) as database:
+        database.set_retention(RUN, RetentionPolicy.KeepLast(2))
         writers = crew.start_many(2, write_all, database)
         readers = [crew.start(read_all, database) for _ in range(2)]
         crew.release()
@@ -148,13 +151,17 @@ def test_a_commit_of_many_keys_is_never_seen_half(
             assert looks > 10
             assert seen > 5
             reader.join()
+        for writer in writers:
+            writer.join()
+        check_structure(database)
 
 
 @pytest.mark.crash
 def test_a_writer_killed_in_the_middle_of_a_commit_leaves_nothing_of_it(
     crew: Crew, rng: random.Random
 ) -> None:
-    with Database.ephemeral() as database:
+    with Database.ephemeral(map_size=MAP_SIZE) as database:
+        database.set_retention(RUN, RetentionPolicy.KeepLast(2))
         kv = KVStore(database)
         view = SequencerView(database)
         for number in range(8):
@@ -168,6 +175,7 @@ def test_a_writer_killed_in_the_middle_of_a_commit_leaves_nothing_of_it(
             together = kv.get_many(RUN, MANY)
             assert all(value == together[0] for value in together), together
             assert database.metrics().recoveries == number + 1
+        check_structure(database)
 
 
 # -- snapshots --------------------------------------------------------------------------------
@@ -191,8 +199,6 @@ def stir(channel: Channel, number: int, database: Database) -> None:
 
 @pytest.mark.parametrize("trimming", [False, True], ids=["KeepAll", "KeepLast1"])
 def test_a_snapshot_stays_put_while_others_write(trimming: bool, crew: Crew) -> None:
-    from shm_engine.retention import RetentionPolicy
-
     with Database.ephemeral(map_size=64 << 20) as database:
         kv = KVStore(database)
         if trimming:
@@ -266,7 +272,8 @@ def test_increments_of_four_processes_sum_exactly(
 def test_increments_of_killed_processes_are_counted_once(
     crew: Crew, tally: Tally, rng: random.Random
 ) -> None:
-    with Database.ephemeral() as database:
+    with Database.ephemeral(map_size=MAP_SIZE) as database:
+        database.set_retention(RUN, RetentionPolicy.KeepLast(2))
         kv = KVStore(database)
         at_work = crew.start_many(4, count_up, database, tally, 10**9)
         crew.release()
@@ -282,3 +289,4 @@ def test_increments_of_killed_processes_are_counted_once(
         begun = sum(tally[2 * number] for number in range(20))
         assert acknowledged <= total <= begun <= acknowledged + 20
         assert kv.incr(RUN, "sum") == total + 1
+        check_structure(database)

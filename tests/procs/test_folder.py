@@ -121,7 +121,7 @@ def test_a_second_coordinator_started_by_hand_gives_way(folder: Path, adopting: 
             answer, code = start_by_hand(folder, adopting)
             assert (answer, code) == ({"state": "another serves"}, 0)
             assert info_of(folder) == first
-        assert coordinators_of(folder) == [first.pid]
+        wait_until(lambda: coordinators_of(folder) == [first.pid], "the second one left", 2)
         assert KVStore(database).get(RUN, "key") == 1
 
 
@@ -186,9 +186,9 @@ def test_close_returns_when_the_coordinator_has_left(folder: Path) -> None:
         with Database.open(folder, MEMORY, map_size=1 << 22) as database:
             KVStore(database).put(RUN, "key", 1)
             info = info_of(folder)
-        assert not info.is_alive()
         assert coordinator.read_info(folder) is None
         assert segments_by(info.pid) == []
+        assert coordinator.wait_for_end(info.identity, 2)
     assert sorted(path.name for path in folder.iterdir()) == ["coordinator.lock"]
 
 
@@ -256,12 +256,32 @@ def hand_out_and_wait(channel: Channel) -> None:
 
 
 @pytest.mark.crash
+def test_segments_whose_last_user_was_killed_go_although_their_maker_lives(crew: Crew) -> None:
+    """A long-lived parent that hands its handle out and closes its own would collect them."""
+    with Database.ephemeral(map_size=1 << 20) as database:
+        names = segment_names(database)
+        child = crew.start(use_and_wait, database)
+        child.expect("used")
+    child.kill()
+    Database.ephemeral(map_size=1 << 20).close()
+    assert not segments_exist(names)
+
+
+def use_and_wait(channel: Channel, database: Database) -> None:
+    """The last client, which never closes."""
+    KVStore(database).put(RUN, "key", 1)
+    channel.send("used")
+    channel.receive()
+
+
+@pytest.mark.crash
 def test_half_made_segments_of_a_killed_process_are_removed(crew: Crew) -> None:
     """Killed between making or removing the two, or before they were laid out."""
     killed = crew.start(make_and_wait)
     control, data = (FOLDER / name for name in killed.receive())
     killed.kill()
-    whole = control.read_bytes()[:8192]
+    with control.open("rb") as file:
+        whole = file.read(8192)
     cases = {
         "only one made": (b"", None),
         "both empty": (b"", b""),

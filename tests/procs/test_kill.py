@@ -14,8 +14,10 @@ from shm_engine._core import RunId
 from shm_engine.database import Database
 from shm_engine.durability import Durability
 from shm_engine.primitives.kv import KVStore
+from shm_engine.retention import RetentionPolicy
 from tests.harness.shared import (
     SequencerView,
+    check_structure,
     segment_names,
     segments_by,
     segments_exist,
@@ -27,6 +29,7 @@ from tests.harness.workers import Channel, Crew, Method, Worker, wait_until
 RUN = RunId.DEFAULT
 MEMORY = Durability.in_memory()
 MANY = [f"many/{number:03}" for number in range(200)]
+MAP_SIZE = 32 << 20
 pytestmark = pytest.mark.crash
 
 
@@ -82,7 +85,8 @@ SUCCESSOR_S = 1.0
 def test_the_next_write_follows_at_once_when_a_holder_is_killed(
     method: Method, folder: Path, crew: Crew, tally: Tally, rng: random.Random
 ) -> None:
-    with Database.open(folder, MEMORY) as database:
+    with Database.open(folder, MEMORY, map_size=MAP_SIZE) as database:
+        database.set_retention(RUN, RetentionPolicy.KeepLast(2))
         kv = KVStore(database)
         view = SequencerView(database)
         for number in range(5):
@@ -94,6 +98,7 @@ def test_the_next_write_follows_at_once_when_a_holder_is_killed(
             assert took < 0.5
             assert len({str(value) for value in kv.get_many(RUN, MANY)}) == 1
             assert database.metrics().recoveries == number + 1
+        check_structure(database)
         late = crew.start(count_up, 0, database, tally, method=method)
         crew.release([late])
         wait_until(lambda: tally[1] > 100, "work after five deaths")
@@ -215,7 +220,8 @@ def test_a_folder_whose_only_process_was_killed_opens_afresh(folder: Path, crew:
 def test_a_coordinator_that_dies_gets_a_successor_and_nobody_loses_anything(
     number: signal.Signals, folder: Path, crew: Crew, tally: Tally, rng: random.Random
 ) -> None:
-    with Database.open(folder, MEMORY) as database:
+    with Database.open(folder, MEMORY, map_size=MAP_SIZE) as database:
+        database.set_retention(RUN, RetentionPolicy.KeepLast(2))
         kv = KVStore(database)
         kv.put(RUN, "early", [1, 2, 3])
         workers = crew.start_many(2, count_up, database, tally)
@@ -238,6 +244,7 @@ def test_a_coordinator_that_dies_gets_a_successor_and_nobody_loses_anything(
             worker.join()
         check_sum(kv, tally)
         assert kv.get(RUN, "early") == [1, 2, 3]
+        check_structure(database)
 
 
 def test_an_open_right_after_the_coordinators_death_joins_the_living_data(

@@ -17,13 +17,14 @@ from shm_engine.database import Database
 from shm_engine.durability import Durability
 from shm_engine.primitives.kv import KVStore
 from shm_engine.retention import RetentionPolicy
-from tests.harness.shared import SequencerView, stop_in_the_middle
+from tests.harness.shared import SequencerView, check_structure, stop_in_the_middle
 from tests.harness.tally import Tally
 from tests.harness.workers import Channel, Crew, Worker, wait_until
 
 RUN = RunId.DEFAULT
 MEMORY = Durability.in_memory()
 MANY = [f"many/{number:03}" for number in range(300)]
+MAP_SIZE = 32 << 20
 
 
 def set_many(channel: Channel, database: Database) -> None:
@@ -61,7 +62,8 @@ def stopped_holder(crew: Crew, database: Database) -> Worker:
 def test_a_stopped_holder_blocks_commits_and_the_waiter_names_it(
     crew: Crew, rng: random.Random
 ) -> None:
-    with Database.ephemeral() as database:
+    with Database.ephemeral(map_size=MAP_SIZE) as database:
+        database.set_retention(RUN, RetentionPolicy.KeepLast(8))
         kv = KVStore(database)
         view = SequencerView(database)
         database._engine.set_stall(0.5)
@@ -87,6 +89,7 @@ def test_a_stopped_holder_blocks_commits_and_the_waiter_names_it(
         turns = worker.receive()
         assert kv.get(RUN, MANY[0]) == turns
         assert database.metrics().recoveries == 0
+        check_structure(database)
 
 
 def test_every_kind_of_write_is_withdrawn_and_works_afterwards(crew: Crew) -> None:
@@ -323,7 +326,8 @@ def wait_for_the_holder(channel: Channel, database: Database) -> None:
 def test_ctrl_c_in_large_commits_leaves_none_half_done(
     crew: Crew, tally: Tally, rng: random.Random
 ) -> None:
-    with Database.ephemeral() as database:
+    with Database.ephemeral(map_size=MAP_SIZE) as database:
+        database.set_retention(RUN, RetentionPolicy.KeepLast(8))
         kv = KVStore(database)
         worker = crew.start(set_many_although_interrupted, database, tally)
         crew.release([worker])
@@ -341,6 +345,7 @@ def test_ctrl_c_in_large_commits_leaves_none_half_done(
         assert tally[1] <= found[0] <= tally[1] + 40
         assert database.metrics().recoveries == 0
         wait_until(lambda: database.metrics().snapshots == 0, "all snapshots were closed", 2)
+        check_structure(database)
 
 
 def set_many_although_interrupted(channel: Channel, database: Database, tally: Tally) -> None:

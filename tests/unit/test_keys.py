@@ -367,7 +367,7 @@ def test_a_str_that_names_no_run_is_invalid(name: str, db: Database) -> None:
             call()
 
 
-@pytest.mark.parametrize("name", [5, None, b"default", uuid.uuid4(), ["default"], {}], ids=repr)
+@pytest.mark.parametrize("name", [5, None, b"default", uuid.UUID(int=7), ["default"], {}], ids=repr)
 def test_a_run_that_is_neither_a_run_id_nor_a_str_is_a_wrong_type(name: Any, db: Database) -> None:
     kv = KVStore(db)
     calls: list[Callable[[], Any]] = [

@@ -1,0 +1,222 @@
+"""history.py - the model: a dict with its whole history, and what may have been trimmed of it.
+
+Why:        the store is compared with something too plain to be wrong. It keeps every version of
+            every key; where retention lets old ones go, it knows which may be missing and which
+            must be there, for what is still there has to be right.
+Used by:    tests/model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from shm_engine import errors
+
+__all__ = ["Entry", "RunModel", "TransactionModel", "added", "ordered"]
+
+INT_MIN: Final = -(2**63)
+INT_MAX: Final = 2**63 - 1
+DELETED: Final = object()
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """The names in the order of their UTF-8 bytes."""
+    return sorted(names, key=lambda name: name.encode())
+
+
+def added(base: Any, delta: int) -> int:
+    """What an increment gives; the errors are those of the store."""
+    if base is None:
+        base = 0
+    if type(base) is not int:
+        raise errors.WrongType("int", type(base).__name__)
+    if not INT_MIN <= base + delta <= INT_MAX:
+        raise errors.ConstraintViolation("int_out_of_range")
+    return base + delta
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One version of a key.
+
+    Attributes:
+        expired: It had run out when it was written: it is in the history and nowhere else.
+        has_end: It runs out in a far future.
+    """
+
+    version: int
+    value: Any
+    is_tombstone: bool = False
+    expired: bool = False
+    has_end: bool = False
+
+
+@dataclass
+class RunModel:
+    """All versions of all keys of a run, oldest first.
+
+    Attributes:
+        keep: How many versions of a key are kept for certain, None for all.
+        floor: For each key, how many of its oldest entries may be missing.
+        cut: For each key, how many were found missing: they never come back.
+    """
+
+    entries: dict[str, list[Entry]] = field(default_factory=dict)
+    keep: int | None = None
+    floor: dict[str, int] = field(default_factory=dict)
+    cut: dict[str, int] = field(default_factory=dict)
+
+    def write(self, key: str, entry: Entry) -> None:
+        """Adds a version."""
+        self.entries.setdefault(key, []).append(entry)
+        self._let_go(key)
+
+    def retain(self, keep: int | None) -> None:
+        """Changes the retention, from now on and for what there is."""
+        self.keep = keep
+        for key in self.entries:
+            self._let_go(key)
+
+    def _let_go(self, key: str) -> None:
+        if self.keep is not None:
+            beyond = len(self.entries[key]) - self.keep
+            self.floor[key] = max(self.floor.get(key, 0), beyond)
+
+    def head(self, key: str) -> Entry | None:
+        """The newest version, deletions included."""
+        found = self.entries.get(key)
+        return found[-1] if found else None
+
+    def live(self, key: str) -> Entry | None:
+        """The newest version if it can be read."""
+        head = self.head(key)
+        return None if head is None or head.is_tombstone or head.expired else head
+
+    def value(self, key: str) -> Any:
+        """What `get` gives."""
+        found = self.live(key)
+        return None if found is None else found.value
+
+    def visible(self) -> dict[str, Any]:
+        """All keys and values as they can be read now, in order."""
+        return {key: self.value(key) for key in ordered(self.entries) if self.live(key)}
+
+    def expired(self) -> set[str]:
+        """The keys whose newest version had run out: the sweep may put a deletion on top."""
+        return {key for key in self.entries if (head := self.head(key)) and head.expired}
+
+    def may_be_gone(self, key: str) -> bool:
+        """Whether the store may have forgotten the key altogether.
+
+        A deletion that nothing follows is kept only for its history; what has run out becomes one.
+        """
+        head = self.head(key)
+        if head is None:
+            return True
+        missing = len(self.entries[key]) - (0 if head.expired else 1)
+        may_go = self.floor.get(key, 0) + (self.keep is not None and head.expired)
+        return (head.is_tombstone or head.expired) and may_go >= missing
+
+    def check_history(self, key: str, found: list[Entry]) -> None:
+        """Compares with the whole history that the store gave, newest first."""
+        head = self.head(key)
+        if head and head.expired and found and found[0].is_tombstone:
+            assert found[0].version > head.version
+            self.write(key, found[0])
+        expected = self.entries.get(key, [])[::-1]
+        if not found:
+            assert self.may_be_gone(key), f"{key!r} was forgotten, {expected[0]} should be there"
+        assert (
+            found
+            == [Entry(one.version, one.value, one.is_tombstone) for one in expected][: len(found)]
+        )
+        missing = len(expected) - len(found)
+        if found:
+            assert missing <= self.floor.get(key, 0), f"{missing} versions of {key!r} are gone"
+        assert missing >= self.cut.get(key, 0), f"trimmed versions of {key!r} came back"
+        self.cut[key] = missing
+
+    def at(self, key: str, version: int) -> tuple[Entry | None, bool]:
+        """The newest version at or before, and whether it may be missing by now."""
+        for index in reversed(range(len(self.entries.get(key, [])))):
+            entry = self.entries[key][index]
+            if entry.version <= version:
+                return entry, index < self.floor.get(key, 0) or self.may_be_gone(key)
+        return None, True
+
+
+@dataclass
+class TransactionModel:
+    """A view of one snapshot, own writes over it, and what was read."""
+
+    view: dict[str, Any]
+    version: int
+    serializable: bool
+    writes: dict[str, Any] = field(default_factory=dict)
+    increments: dict[str, int] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
+    ranges: set[str] = field(default_factory=set)
+
+    def get(self, key: str) -> Any:
+        if key in self.writes:
+            return None if self.writes[key] is DELETED else self.writes[key]
+        self.read.add(key)
+        found = self.view.get(key)
+        return added(found, self.increments[key]) if key in self.increments else found
+
+    def exists(self, key: str) -> bool:
+        if key in self.writes:
+            return self.writes[key] is not DELETED
+        self.read.add(key)
+        return key in self.view or key in self.increments
+
+    def put(self, key: str, value: Any) -> None:
+        self.increments.pop(key, None)
+        self.writes[key] = value
+
+    def delete(self, key: str) -> bool:
+        existed = self.exists(key)
+        self.increments.pop(key, None)
+        self.writes[key] = DELETED
+        return existed
+
+    def increment(self, key: str, delta: int) -> None:
+        if key in self.writes:
+            base = None if self.writes[key] is DELETED else self.writes[key]
+            self.writes[key] = added(base, delta)
+        else:
+            self.increments[key] = added(self.increments.get(key, 0), delta)
+
+    def scan(self, prefix: str) -> Iterator[tuple[str, Any]]:
+        self.ranges.add(prefix)
+        own = {*self.writes, *self.increments}
+        for key in ordered({*self.view, *own}):
+            if key.startswith(prefix) and self.writes.get(key) is not DELETED:
+                yield key, self.get(key)
+
+    def has_writes(self) -> bool:
+        return bool(self.writes or self.increments)
+
+    def changed_since(self, run: RunModel) -> bool:
+        """Whether the commit has to conflict."""
+        if not self.has_writes():
+            return False
+        changed = {key for key, found in run.entries.items() if found[-1].version > self.version}
+        if changed & self.read:
+            return True
+        return self.serializable and any(key.startswith(tuple(self.ranges)) for key in changed)
+
+    def may_be_disturbed(self, run: RunModel) -> bool:
+        """Whether the sweep may have put a deletion on something expired that was read."""
+        expired = run.expired()
+        in_range = self.serializable and any(key.startswith(tuple(self.ranges)) for key in expired)
+        return self.has_writes() and (in_range or bool(expired & self.read))
+
+    def outcome(self, run: RunModel) -> dict[str, Any]:
+        """What the commit leaves under each key (DELETED too); raises what the commit does."""
+        result = dict(self.writes)
+        for key, delta in self.increments.items():
+            result[key] = added(run.value(key), delta)
+        return result

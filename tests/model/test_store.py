@@ -1,0 +1,535 @@
+"""test_store.py - the store, through several handles, against a dict with its history.
+
+Why:        what a user can do in any order is tried in many orders, and each answer is compared
+            with the model. A failure prints the shortest sequence of calls that shows it.
+Cost:       about half a minute; `--hypothesis-profile=default` draws new sequences
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from shm_engine import (
+    Database,
+    Durability,
+    KVStore,
+    RetentionPolicy,
+    RunId,
+    Snapshot,
+    Transaction,
+    Version,
+    errors,
+    keys,
+    values,
+)
+from tests.model.history import DELETED, Entry, RunModel, TransactionModel, added, ordered
+
+T = TypeVar("T")
+MIB = 1024 * 1024
+# They share prefixes, differ at the last of 1024 bytes, sort differently as text and as bytes.
+NAMES = [
+    *("a", "ab", "abc", "abd", "ab\x01", "a\x01", "\x01", "b", "_strata", "ab/c:d", " "),
+    *("é", "e\u0301", "é\u0301", "\uffff", "🐚", "🐚🐚", "\U0010ffff"),
+    *("k" * 1024, "k" * 1023 + "l", "k" * 1023, "k" * 500, "é" * 512),
+]
+COUNTERS = ["n", "na", "nab"]
+PREFIXES = ["", "a", "ab", "k", "k" * 1023, "é", "🐚", "n", "d", "d1", "nothing"]
+
+LARGE = ["x" * 300, "y" * 9000, b"z" * 70000, [1, {"a": [None]}], {}]
+
+
+def one_of_many(options: list[T]) -> st.SearchStrategy[T]:
+    """As sampled_from, without the options in its description: they are long."""
+    return st.integers(0, len(options) - 1).map(lambda index: options[index])
+
+
+names = st.one_of(one_of_many(NAMES + COUNTERS), st.text("ab\x01é🐚", min_size=1, max_size=4))
+prefixes = st.one_of(one_of_many(PREFIXES), names)
+plain = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False),
+    st.text(max_size=5),
+    st.binary(max_size=5),
+    one_of_many(LARGE),
+)
+deltas = st.one_of(st.integers(-3, 3), st.sampled_from([2**62, -(2**62), 2**63 - 1, -(2**63)]))
+which_run = st.integers(0, 1)
+which_handle = st.integers(0, 1)
+
+
+@dataclass
+class HeldSnapshot:
+    handle: int
+    snapshot: Snapshot
+    content: list[dict[str, Any]]
+
+
+@dataclass
+class HeldTransaction:
+    handle: int
+    run: int
+    transaction: Transaction
+    model: TransactionModel
+
+
+def outcome(call: Callable[[], Any]) -> tuple[str, Any]:
+    """What it returned, or the class of the error."""
+    try:
+        return "returned", call()
+    except errors.Error as error:
+        return "raised", type(error)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Two handles on one database, used in turn; two runs; snapshots and transactions held open."""
+
+    def open(self) -> Database:
+        return Database.ephemeral(map_size=64 * MIB)
+
+    @initialize()
+    def begin(self) -> None:
+        first = self.open()
+        self.handles: list[Database] = [first, pickle.loads(pickle.dumps(first))]
+        self.runs = [RunId.DEFAULT, first.begin_run()]
+        self.models = [RunModel(), RunModel()]
+        self.has_record = [False, True]
+        self.last_version = first.metrics().version
+        self.versions = [0, self.last_version]
+        self.snapshots: list[HeldSnapshot] = []
+        self.transactions: list[HeldTransaction] = []
+
+    def teardown(self) -> None:
+        for handle in getattr(self, "handles", []):
+            handle.close()
+
+    def kv(self, handle: int) -> KVStore:
+        return KVStore(self.handles[handle])
+
+    def committed(self, version: int) -> int:
+        """Notes the version of a commit, which is above all before."""
+        assert version > self.last_version
+        self.last_version = version
+        self.versions.append(version)
+        return version
+
+    def newest_version(self) -> int:
+        return self.handles[0].metrics().version
+
+    # -- single keys --------------------------------------------------------------------------
+
+    @rule(handle=which_handle, run=which_run, name=names, value=plain)
+    def put(self, handle: int, run: int, name: str, value: Any) -> None:
+        version = self.committed(self.kv(handle).put(self.runs[run], name, value))
+        self.models[run].write(name, Entry(version, value))
+
+    @rule(handle=which_handle, run=which_run, name=names, value=plain)
+    def put_with_a_far_end(self, handle: int, run: int, name: str, value: Any) -> None:
+        found = self.kv(handle).put_with_ttl(self.runs[run], name, value, 10**6)
+        self.models[run].write(name, Entry(self.committed(found), value, has_end=True))
+
+    @rule(handle=which_handle, run=which_run, name=names, value=plain)
+    def put_what_has_run_out(self, handle: int, run: int, name: str, value: Any) -> None:
+        engine = self.handles[handle]._engine
+        version = self.committed(engine.put(self.runs[run], keys.TAG_KV, name, value, 1))
+        self.models[run].write(name, Entry(version, value, expired=True))
+
+    @rule(handle=which_handle, run=which_run, name=names)
+    def delete(self, handle: int, run: int, name: str) -> None:
+        existed = self.kv(handle).delete(self.runs[run], name)
+        assert existed == (self.models[run].live(name) is not None)
+        if existed:
+            version = self.committed(self.newest_version_of(handle, run, name))
+            self.models[run].write(name, Entry(version, None, is_tombstone=True))
+
+    def newest_version_of(self, handle: int, run: int, name: str) -> int:
+        """Of a key just deleted: the deletion is the newest, if it was not trimmed at once."""
+        found = as_entries(self.kv(handle).history(self.runs[run], name, limit=1))
+        return found[0].version if found else self.newest_version()
+
+    @rule(handle=which_handle, run=which_run, name=names, delta=deltas)
+    def incr(self, handle: int, run: int, name: str, delta: int) -> None:
+        self.increment(handle, run, name, delta)
+
+    @rule(handle=which_handle, run=which_run, name=st.sampled_from(COUNTERS))
+    def count(self, handle: int, run: int, name: str) -> None:
+        self.increment(handle, run, name, 1)
+
+    def increment(self, handle: int, run: int, name: str, delta: int) -> None:
+        before = self.models[run].live(name)
+        expected = outcome(lambda: added(before and before.value if before else 0, delta))
+        if before is not None and before.value is None:
+            expected = ("raised", errors.WrongType)
+        assert outcome(lambda: self.kv(handle).incr(self.runs[run], name, delta)) == expected
+        if expected[0] == "returned":
+            found = self.kv(handle).get_versioned(self.runs[run], name)
+            assert found is not None
+            has_end = before is not None and before.has_end
+            version = self.committed(found.version.value)
+            self.models[run].write(name, Entry(version, expected[1], has_end=has_end))
+
+    @rule(handle=which_handle, run=which_run, name=names, value=plain, data=st.data())
+    def cas(self, handle: int, run: int, name: str, value: Any, data: st.DataObject) -> None:
+        live = self.models[run].live(name)
+        likely = [None, 0] if live is None else [None, live.version, live.version]
+        expected = data.draw(st.sampled_from([*likely, *self.versions[-3:]]), "expected")
+        if expected is not None and data.draw(st.booleans()):
+            done = self.kv(handle).cas(self.runs[run], name, Version.Txn(expected), value)
+        else:
+            done = self.kv(handle).cas(self.runs[run], name, expected, value)
+        assert done == (expected == (live and live.version))
+        if done:
+            found = self.kv(handle).get_versioned(self.runs[run], name)
+            assert found is not None
+            self.models[run].write(name, Entry(self.committed(found.version.value), value))
+
+    # -- batches ------------------------------------------------------------------------------
+
+    @rule(handle=which_handle, run=which_run, items=st.dictionaries(names, plain, max_size=8))
+    def mset(self, handle: int, run: int, items: dict[str, Any]) -> None:
+        self.set_many(handle, run, items)
+
+    @rule(handle=which_handle, run=which_run, first=st.integers(0, 300), count=st.integers(1, 300))
+    def mset_of_neighbours(self, handle: int, run: int, first: int, count: int) -> None:
+        self.set_many(handle, run, {f"d{i}": i for i in range(first, first + count)})
+
+    def set_many(self, handle: int, run: int, items: dict[str, Any]) -> None:
+        version = self.kv(handle).mset(self.runs[run], items)
+        if not items:
+            assert version >= self.last_version
+            return
+        self.committed(version)
+        for name, value in items.items():
+            self.models[run].write(name, Entry(version, value))
+
+    @rule(handle=which_handle, run=which_run, chosen=st.lists(names, max_size=8))
+    def mdelete(self, handle: int, run: int, chosen: list[str]) -> None:
+        self.delete_many(handle, run, chosen)
+
+    @rule(handle=which_handle, run=which_run, step=st.integers(1, 5))
+    def mdelete_of_neighbours(self, handle: int, run: int, step: int) -> None:
+        visible = [name for name in self.models[run].visible() if name.startswith("d")]
+        self.delete_many(handle, run, visible[::step])
+
+    def delete_many(self, handle: int, run: int, chosen: list[str]) -> None:
+        existing = {name for name in chosen if self.models[run].live(name)}
+        assert self.kv(handle).mdelete(self.runs[run], chosen) == len(existing)
+        if existing:
+            version = self.committed(self.newest_version_of(handle, run, min(existing)))
+            for name in existing:
+                self.models[run].write(name, Entry(version, None, is_tombstone=True))
+
+    # -- reading ------------------------------------------------------------------------------
+
+    @rule(handle=which_handle, run=which_run, name=names)
+    def get(self, handle: int, run: int, name: str) -> None:
+        kv, live = self.kv(handle), self.models[run].live(name)
+        assert values.strict_equal(kv.get(self.runs[run], name), self.models[run].value(name))
+        assert kv.exists(self.runs[run], name) == (live is not None)
+        found = kv.get_versioned(self.runs[run], name)
+        assert (found and found.version) == (live and Version.Txn(live.version))
+        assert (kv.ttl(self.runs[run], name) is not None) == (live is not None and live.has_end)
+
+    @rule(handle=which_handle, run=which_run, chosen=st.lists(names, max_size=8))
+    def get_many(self, handle: int, run: int, chosen: list[str]) -> None:
+        visible = self.models[run].visible()
+        found = self.kv(handle).get_many(self.runs[run], chosen)
+        assert values.strict_equal(found, [visible.get(name) for name in chosen])
+        by_name = {name: visible[name] for name in chosen if name in visible}
+        assert values.strict_equal(self.kv(handle).get_many_map(self.runs[run], chosen), by_name)
+
+    @rule(
+        handle=which_handle,
+        run=which_run,
+        prefix=prefixes,
+        limit=st.one_of(st.none(), st.integers(0, 5), st.integers(0, 2000)),
+        after=st.one_of(st.none(), names),
+    )
+    def scan(
+        self, handle: int, run: int, prefix: str, limit: int | None, after: str | None
+    ) -> None:
+        visible = self.models[run].visible()
+        expected = [(name, value) for name, value in visible.items() if name.startswith(prefix)]
+        kv = self.kv(handle)
+        assert kv.list(self.runs[run], prefix) == [name for name, _ in expected]
+        assert equal_pairs(kv.list_with_values(self.runs[run], prefix), expected)
+        if after is not None:
+            expected = [pair for pair in expected if pair[0].encode() > after.encode()]
+        assert equal_pairs(kv.scan(self.runs[run], prefix, limit, after), expected[:limit])
+
+    # -- the past -----------------------------------------------------------------------------
+
+    @rule(handle=which_handle, run=which_run, name=names, data=st.data())
+    def history(self, handle: int, run: int, name: str, data: st.DataObject) -> None:
+        whole = self.check_history(handle, run, name)
+        limit = data.draw(st.one_of(st.none(), st.integers(0, 3)), "limit")
+        before = data.draw(st.one_of(st.none(), st.sampled_from(self.versions)), "before")
+        expected = [one for one in whole if before is None or one.version < before][:limit]
+        found = self.kv(handle).history(self.runs[run], name, limit, before)
+        assert as_entries(found)[: len(expected)] == expected[: len(found)]
+
+    def check_history(self, handle: int, run: int, name: str) -> list[Entry]:
+        found = self.kv(handle).history(self.runs[run], name)
+        times = [one.timestamp for one in found]
+        assert times == sorted(times, reverse=True)
+        self.models[run].check_history(name, as_entries(found))
+        return as_entries(found)
+
+    @rule(handle=which_handle, run=which_run, name=names, off=st.integers(-1, 1), data=st.data())
+    def get_at(self, handle: int, run: int, name: str, off: int, data: st.DataObject) -> None:
+        version = max(0, data.draw(st.sampled_from(self.versions[::-1]), "version") + off)
+        model = self.models[run]
+        self.check_history(handle, run, name)
+        expected, may_be_missing = model.at(name, version)
+        kind, found = outcome(lambda: self.kv(handle).get_at(self.runs[run], name, version))
+        if kind == "returned":
+            assert expected is not None
+            assert not expected.is_tombstone
+            assert values.strict_equal(found.value, expected.value)
+            assert found.version == Version.Txn(expected.version)
+        elif found is errors.HistoryTrimmed:
+            assert may_be_missing
+        else:
+            assert found is errors.KeyNotFound
+            assert expected is None or expected.is_tombstone or expected.expired
+            assert expected is not None or name not in model.entries or model.may_be_gone(name)
+            if expected is not None and expected.expired:
+                assert model.may_be_gone(name)
+
+    @rule(handle=which_handle, run=which_run, keep=st.sampled_from([None, 1, 1, 2, 3, 10]))
+    def set_retention(self, handle: int, run: int, keep: int | None) -> None:
+        policy = RetentionPolicy.KeepAll if keep is None else RetentionPolicy.KeepLast(keep)
+        self.handles[handle].set_retention(self.runs[run], policy)
+        assert self.handles[1 - handle].retention(self.runs[run]) == policy
+        self.models[run].retain(keep)
+        self.has_record[run] = True
+        self.last_version = max(self.last_version, self.newest_version())
+
+    @rule(handle=which_handle)
+    def sweep(self, handle: int) -> None:
+        self.handles[handle]._engine.sweep()
+
+    # -- snapshots ----------------------------------------------------------------------------
+
+    @rule(handle=which_handle)
+    def open_snapshot(self, handle: int) -> None:
+        snapshot = self.handles[handle].snapshot()
+        assert snapshot.version >= self.last_version
+        content = [model.visible() for model in self.models]
+        self.snapshots.append(HeldSnapshot(handle, snapshot, content))
+        self.versions.append(snapshot.version)
+
+    @precondition(lambda self: self.snapshots)
+    @rule(run=which_run, prefix=prefixes, data=st.data())
+    def read_snapshot(self, run: int, prefix: str, data: st.DataObject) -> None:
+        held = data.draw(st.sampled_from(self.snapshots), "snapshot")
+        self.check_snapshot(held, run, prefix)
+
+    def check_snapshot(self, held: HeldSnapshot, run: int, prefix: str) -> None:
+        content, snapshot = held.content[run], held.snapshot
+        expected = [(name, value) for name, value in content.items() if name.startswith(prefix)]
+        assert equal_pairs(list(snapshot.scan_prefix(self.runs[run], prefix)), expected)
+        for name in {*NAMES[:6], *[name for name, _ in expected[:5]]}:
+            found = snapshot.get_versioned(self.runs[run], name)
+            assert (found is not None) == snapshot.exists(self.runs[run], name)
+            assert (found is not None) == (name in content)
+            assert values.strict_equal(snapshot.get(self.runs[run], name), content.get(name))
+            assert found is None or found.version.value <= snapshot.version
+
+    @precondition(lambda self: self.snapshots)
+    @rule(data=st.data())
+    def close_snapshot(self, data: st.DataObject) -> None:
+        held = data.draw(st.sampled_from(self.snapshots), "snapshot")
+        for run in (0, 1):
+            self.check_snapshot(held, run, "")
+        held.snapshot.close()
+        self.snapshots.remove(held)
+
+    # -- transactions -------------------------------------------------------------------------
+
+    @rule(handle=which_handle, run=which_run, serializable=st.booleans())
+    def begin_transaction(self, handle: int, run: int, serializable: bool) -> None:
+        isolation = "serializable" if serializable else "snapshot"
+        transaction = self.handles[handle].begin(self.runs[run], isolation)
+        model = TransactionModel(self.models[run].visible(), transaction.version, serializable)
+        self.transactions.append(HeldTransaction(handle, run, transaction, model))
+
+    def chosen(self, data: st.DataObject) -> HeldTransaction:
+        return data.draw(st.sampled_from(self.transactions), "transaction")
+
+    @precondition(lambda self: self.transactions)
+    @rule(name=names, data=st.data())
+    def read_in_transaction(self, name: str, data: st.DataObject) -> None:
+        held = self.chosen(data)
+        expected = outcome(lambda: held.model.get(name))
+        found = outcome(lambda: held.transaction.kv_get(name))
+        assert found[0] == expected[0]
+        if found[0] == "returned":
+            assert values.strict_equal(found[1], expected[1])
+        else:
+            assert found == expected
+        if data.draw(st.booleans()):
+            assert held.transaction.kv_exists(name) == held.model.exists(name)
+
+    @precondition(lambda self: self.transactions)
+    @rule(name=names, value=plain, data=st.data())
+    def put_in_transaction(self, name: str, value: Any, data: st.DataObject) -> None:
+        held = self.chosen(data)
+        held.transaction.kv_put(name, value)
+        held.model.put(name, value)
+
+    @precondition(lambda self: self.transactions)
+    @rule(name=names, data=st.data())
+    def delete_in_transaction(self, name: str, data: st.DataObject) -> None:
+        held = self.chosen(data)
+        assert held.transaction.kv_delete(name) == held.model.delete(name)
+
+    @precondition(lambda self: self.transactions)
+    @rule(name=names, delta=deltas, data=st.data())
+    def incr_in_transaction(self, name: str, delta: int, data: st.DataObject) -> None:
+        held = self.chosen(data)
+        expected = outcome(lambda: held.model.increment(name, delta))
+        assert outcome(lambda: held.transaction.kv_incr(name, delta)) == expected
+
+    @precondition(lambda self: self.transactions)
+    @rule(prefix=prefixes, data=st.data())
+    def scan_in_transaction(self, prefix: str, data: st.DataObject) -> None:
+        held = self.chosen(data)
+        expected = outcome(lambda: list(held.model.scan(prefix)))
+        found = outcome(lambda: list(held.transaction.scan_prefix(prefix)))
+        assert found[0] == expected[0]
+        if found[0] == "returned":
+            assert equal_pairs(found[1], expected[1])
+        else:
+            assert found == expected
+
+    @precondition(lambda self: self.transactions)
+    @rule(data=st.data())
+    def commit(self, data: st.DataObject) -> None:
+        held = self.chosen(data)
+        run = self.models[held.run]
+        self.transactions.remove(held)
+        kind, found = outcome(held.transaction.commit)
+        if held.model.changed_since(run):
+            assert (kind, found) == ("raised", errors.TransactionConflict)
+            return
+        if found is errors.TransactionConflict:
+            assert held.model.may_be_disturbed(run)
+            return
+        expected = outcome(lambda: held.model.outcome(run))
+        if expected[0] == "raised":
+            assert (kind, found) == expected
+            return
+        assert kind == "returned"
+        if not held.model.has_writes():
+            assert found == held.transaction.version
+            return
+        changes = {
+            name: value
+            for name, value in expected[1].items()
+            if value is not DELETED or run.live(name)
+        }
+        if not changes:
+            assert found >= self.last_version
+            return
+        self.committed(found)
+        for name, value in changes.items():
+            kept = name in held.model.increments and run.live(name)
+            has_end = bool(kept and kept.has_end)
+            gone = value is DELETED
+            run.write(name, Entry(found, None if gone else value, gone, has_end=has_end))
+
+    @precondition(lambda self: self.transactions)
+    @rule(data=st.data())
+    def roll_back(self, data: st.DataObject) -> None:
+        held = self.chosen(data)
+        self.transactions.remove(held)
+        held.transaction.rollback()
+        with pytest.raises(errors.InvalidState):
+            held.transaction.kv_get("a")
+
+    # -- handles ------------------------------------------------------------------------------
+
+    @rule(handle=which_handle)
+    def close_and_open_again(self, handle: int) -> None:
+        old, other = self.handles[handle], self.handles[1 - handle]
+        old.close()
+        for snapshot in [one for one in self.snapshots if one.handle == handle]:
+            with pytest.raises(errors.Closed):
+                snapshot.snapshot.get(self.runs[0], "a")
+            self.snapshots.remove(snapshot)
+        for transaction in [one for one in self.transactions if one.handle == handle]:
+            with pytest.raises(errors.Closed):
+                transaction.transaction.kv_get("a")
+            self.transactions.remove(transaction)
+        with contextlib.closing(pickle.loads(pickle.dumps(other))) as passing:
+            self.handles[handle] = pickle.loads(pickle.dumps(passing))
+
+    @invariant()
+    def everything_is_there(self) -> None:
+        if not hasattr(self, "handles"):
+            return
+        metrics = self.handles[0].metrics()
+        assert metrics.handles == 2
+        assert metrics.snapshots == len(self.snapshots) + len(self.transactions)
+        readable = sum(len(model.visible()) for model in self.models) + sum(self.has_record)
+        expired = sum(len(model.expired()) for model in self.models)
+        assert readable <= metrics.keys <= readable + expired
+
+    def check_everything(self) -> None:
+        for run, model in enumerate(self.models):
+            expected = list(model.visible().items())
+            for handle in (0, 1):
+                assert equal_pairs(self.kv(handle).scan(self.runs[run]), expected)
+            for name in ordered(model.entries):
+                self.check_history(0, run, name)
+            for held in self.snapshots:
+                self.check_snapshot(held, run, "")
+
+    @rule()
+    def look_at_everything(self) -> None:
+        self.check_everything()
+
+
+def equal_pairs(found: list[tuple[str, Any]], expected: list[tuple[str, Any]]) -> bool:
+    """Whether both hold the same keys and strictly equal values in the same order."""
+    return values.strict_equal([list(pair) for pair in found], [list(pair) for pair in expected])
+
+
+def as_entries(found: list[Any]) -> list[Entry]:
+    return [Entry(one.version.value, one.value, one.is_tombstone) for one in found]
+
+
+class FolderMachine(StoreMachine):
+    """The same on a database in a folder, with a coordinator process of its own."""
+
+    def open(self) -> Database:
+        self.folder = tempfile.TemporaryDirectory()
+        return Database.open(Path(self.folder.name), Durability.in_memory(), map_size=64 * MIB)
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "folder"):
+            self.folder.cleanup()
+
+
+TestStore = StoreMachine.TestCase
+TestStore.settings = settings(
+    max_examples=150, stateful_step_count=60, suppress_health_check=list(HealthCheck)
+)
+TestFolder = FolderMachine.TestCase
+TestFolder.settings = settings(
+    max_examples=10, stateful_step_count=60, suppress_health_check=list(HealthCheck)
+)
