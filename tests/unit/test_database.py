@@ -29,6 +29,7 @@ from shm_engine import (
     database,
     errors,
 )
+from tests.harness.labels import label
 from tests.harness.refusal import assert_usable, contents, refused
 from tests.harness.shared import SequencerView, segment_names
 from tests.harness.threads import in_threads
@@ -150,7 +151,7 @@ def test_a_mode_with_a_log_is_refused_as_not_yet_there_and_leaves_no_folder(
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("mode", [5, True, ["strict"], b"strict", object()], ids=repr)
+@pytest.mark.parametrize("mode", [5, True, ["strict"], b"strict", object()], ids=label)
 def test_a_mode_is_a_durability_or_its_name(mode: Any, folder: Path) -> None:
     unknown: Any = "paper"
     for call in (Database.open, Database.open_with_mode):
@@ -164,7 +165,7 @@ def test_a_mode_is_a_durability_or_its_name(mode: Any, folder: Path) -> None:
 # -- what open refuses ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [5, None, b"/tmp/x", ["x"], True, object(), 1.5], ids=repr)
+@pytest.mark.parametrize("path", [5, None, b"/tmp/x", ["x"], True, object(), 1.5], ids=label)
 def test_a_path_is_a_str_or_a_path(path: Any) -> None:
     with pytest.raises(errors.WrongType, match="str"):
         Database.open(path, IN_MEMORY)
@@ -659,7 +660,7 @@ def test_retention_is_kept_per_run_and_survives_the_end_of_the_run(db: Database)
         KVStore(db).put(run, "a", 1)
 
 
-@pytest.mark.parametrize("policy", ["KeepAll", None, 5, RetentionPolicy.KeepLast], ids=repr)
+@pytest.mark.parametrize("policy", ["KeepAll", None, 5, RetentionPolicy.KeepLast], ids=label)
 def test_a_retention_is_a_policy(policy: Any, db: Database) -> None:
     with refused(db, errors.WrongType, "RetentionPolicy"):
         db.set_retention(RUN, policy)

@@ -12,6 +12,7 @@ import pytest
 from shm_engine import durability
 from shm_engine.durability import Durability
 from shm_engine.errors import ConstraintViolation, WrongType
+from tests.harness.labels import label
 
 MODES = [
     Durability.in_memory(),
@@ -33,7 +34,7 @@ def test_modes_are_equal_only_to_themselves() -> None:
     assert len(set(MODES)) == len(MODES)
 
 
-@pytest.mark.parametrize("mode", MODES, ids=repr)
+@pytest.mark.parametrize("mode", MODES, ids=label)
 def test_a_mode_comes_back_from_pickle_copy_and_repr(mode: Durability) -> None:
     assert pickle.loads(pickle.dumps(mode)) == copy.deepcopy(mode) == mode
     assert eval(repr(mode), {"Durability": Durability}) == mode
@@ -44,7 +45,7 @@ def test_buffered_has_the_documented_defaults() -> None:
     assert (mode.flush_interval_ms, mode.max_pending_writes) == (100, 1000)
 
 
-@pytest.mark.parametrize("mode", MODES, ids=repr)
+@pytest.mark.parametrize("mode", MODES, ids=label)
 def test_of_takes_a_mode_and_its_name_in_either_spelling(mode: Durability) -> None:
     assert Durability.of(mode) is mode
     spelled = "".join(part.capitalize() for part in mode.kind.split("_"))

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shm_engine import Database, KVStore, RetentionPolicy, RunId, Snapshot, errors, keys
+from tests.harness.labels import label
 from tests.harness.refusal import refused
 
 RUN = RunId.DEFAULT
@@ -296,7 +297,7 @@ def test_neither_a_runs_record_nor_its_retention_is_seen_among_its_keys(fresh: K
         RetentionPolicy.KeepLast(2**63 - 1),
         RetentionPolicy.KeepFor(0.000001),
     ],
-    ids=repr,
+    ids=label,
 )
 def test_a_runs_record_keeps_status_and_retention(
     status: int, policy: RetentionPolicy | None
@@ -367,7 +368,9 @@ def test_a_str_that_names_no_run_is_invalid(name: str, db: Database) -> None:
             call()
 
 
-@pytest.mark.parametrize("name", [5, None, b"default", uuid.UUID(int=7), ["default"], {}], ids=repr)
+@pytest.mark.parametrize(
+    "name", [5, None, b"default", uuid.UUID(int=7), ["default"], {}], ids=label
+)
 def test_a_run_that_is_neither_a_run_id_nor_a_str_is_a_wrong_type(name: Any, db: Database) -> None:
     kv = KVStore(db)
     calls: list[Callable[[], Any]] = [

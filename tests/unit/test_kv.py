@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from shm_engine import Database, KVStore, RetentionPolicy, RunId, Version, Versioned, errors, keys
+from tests.harness.labels import label
 from tests.harness.refusal import contents, refused
 
 RUN = RunId.DEFAULT
@@ -101,7 +102,9 @@ def test_versions_rise_with_every_commit_over_all_keys_and_runs(kv: KVStore) -> 
     assert versions == sorted(set(versions))
 
 
-@pytest.mark.parametrize("database", [5, None, "db", object()], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "database", [5, None, "db", object()], ids=lambda value: type(value).__name__
+)
 def test_a_store_is_made_of_a_database(database: Any) -> None:
     with pytest.raises(errors.WrongType, match="Database"):
         KVStore(database)
@@ -170,7 +173,9 @@ def test_incr_of_what_is_no_int_names_the_type_and_leaves_it(
     assert (caught.value.expected, caught.value.actual) == ("int", kind)
 
 
-@pytest.mark.parametrize("delta", [1.0, True, "1", None, [1]], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "delta", [1.0, True, "1", None, [1]], ids=lambda value: type(value).__name__
+)
 def test_a_delta_is_an_int(delta: Any, kv: KVStore) -> None:
     with refused(kv.database, errors.WrongType, "int"):
         kv.incr(RUN, "n", delta)
@@ -222,7 +227,7 @@ def test_a_cas_that_fails_changes_nothing(kv: KVStore) -> None:
 
 
 @pytest.mark.parametrize(
-    "version", [Version.Sequence(1), Version.Counter(1), "1", 1.0, True, b"1", [1]], ids=repr
+    "version", [Version.Sequence(1), Version.Counter(1), "1", 1.0, True, b"1", [1]], ids=label
 )
 def test_a_keys_version_is_a_txn(version: Any, kv: KVStore) -> None:
     kv.put(RUN, "a", 1)
@@ -295,7 +300,11 @@ def test_mdelete_counts_what_existed_a_duplicate_once(kv: KVStore) -> None:
     assert kv.mdelete(RUN, iter(["a", "b"])) == 1
 
 
-@pytest.mark.parametrize("bad", [{"x": ()}, {"x": 2**63}, {"": 1}, {"a\0": 1}, {5: 1}], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "bad",
+    [{"x": ()}, {"x": 2**63}, {"": 1}, {"a\0": 1}, {5: 1}],
+    ids=lambda value: type(value).__name__,
+)
 @pytest.mark.parametrize("at", [0, 1, 500, 1000])
 def test_one_bad_item_keeps_the_whole_batch_out(bad: dict[Any, Any], at: int, kv: KVStore) -> None:
     kv.put(RUN, "k5", "old")
@@ -314,7 +323,9 @@ def _kind_of(bad: dict[Any, Any]) -> type[errors.Error]:
     return errors.InvalidKey if value == 1 else errors.ConstraintViolation
 
 
-@pytest.mark.parametrize("names", ["abc", b"abc", 5, None, "", object()], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "names", ["abc", b"abc", 5, None, "", object()], ids=lambda value: type(value).__name__
+)
 def test_keys_in_bulk_are_an_iterable_and_no_str(names: Any, kv: KVStore) -> None:
     """A str is an iterable of str: mdelete("abc") would delete a, b and c."""
     kv.mset(RUN, {"a": 1, "b": 2, "c": 3})
@@ -324,7 +335,7 @@ def test_keys_in_bulk_are_an_iterable_and_no_str(names: Any, kv: KVStore) -> Non
 
 
 @pytest.mark.parametrize(
-    "items", ["ab", b"ab", 5, None, ["ab"], [("a",)], [("a", 1, 2)], [5], [None], {"ab"}], ids=repr
+    "items", ["ab", b"ab", 5, None, ["ab"], [("a",)], [("a", 1, 2)], [5], [None], {"ab"}], ids=label
 )
 def test_items_are_a_mapping_or_pairs(items: Any, kv: KVStore) -> None:
     with refused(kv.database, errors.WrongType, "items"):
@@ -394,7 +405,9 @@ def test_a_limit_of_0_is_empty_and_a_huge_one_is_no_limit(kv: KVStore) -> None:
         assert len(kv.history(RUN, "a", limit=limit)) == count
 
 
-@pytest.mark.parametrize("limit", ["1", 1.0, True, [1], b"1"], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "limit", ["1", 1.0, True, [1], b"1"], ids=lambda value: type(value).__name__
+)
 def test_a_limit_is_an_int(limit: Any, kv: KVStore) -> None:
     kv.put(RUN, "a", 1)
     for call in (lambda: kv.scan(RUN, limit=limit), lambda: kv.history(RUN, "a", limit=limit)):
@@ -592,7 +605,11 @@ def test_a_snapshot_keeps_seeing_what_ended_after_it_was_opened(kv: KVStore) -> 
     pytest.fail("twenty snapshots took more than 5 ms each to open")
 
 
-@pytest.mark.parametrize("ttl", [0, -1, 0.0, -0.0, timedelta(0), timedelta(-1), 1e-9], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "ttl",
+    [0, -1, 0.0, -0.0, timedelta(0), timedelta(-1), 1e-9],
+    ids=lambda value: type(value).__name__,
+)
 def test_a_ttl_of_0_or_less_is_refused(ttl: timedelta | float, kv: KVStore) -> None:
     with refused(kv.database, errors.ConstraintViolation, "ttl"):
         kv.put_with_ttl(RUN, "a", 1, ttl)
@@ -604,7 +621,7 @@ def test_a_ttl_is_finite(ttl: float, kv: KVStore) -> None:
         kv.put_with_ttl(RUN, "a", 1, ttl)
 
 
-@pytest.mark.parametrize("ttl", ["5", None, True, [5], 5j], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("ttl", ["5", None, True, [5], 5j], ids=label)
 def test_a_ttl_is_a_duration(ttl: Any, kv: KVStore) -> None:
     with refused(kv.database, errors.WrongType, "ttl"):
         kv.put_with_ttl(RUN, "a", 1, ttl)

@@ -16,6 +16,7 @@ from shm_engine import retention
 from shm_engine.errors import ConstraintViolation, WrongType
 from shm_engine.retention import RetentionPolicy
 from shm_engine.values import INT_MAX
+from tests.harness.labels import label
 
 POLICIES: list[RetentionPolicy] = [
     RetentionPolicy.KeepAll,
@@ -38,7 +39,7 @@ def test_policies_are_equal_only_to_themselves() -> None:
     assert RetentionPolicy.KeepLast(1) != RetentionPolicy.KeepFor(0.000001)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.parametrize("policy", POLICIES, ids=label)
 def test_a_policy_comes_back_from_its_fields_pickle_copy_and_repr(policy: RetentionPolicy) -> None:
     assert RetentionPolicy.of(policy.kind, policy.amount) == policy
     assert pickle.loads(pickle.dumps(policy)) == copy.deepcopy(policy) == policy

@@ -1,4 +1,4 @@
-"""test_snapshot.py - a snapshot stays put, costs nothing once closed, and there are 4096 at most."""
+"""test_snapshot.py - a snapshot stays put, costs nothing closed, and there are 4096 at most."""
 
 from __future__ import annotations
 

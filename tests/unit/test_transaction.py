@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from shm_engine import Database, KVStore, RetentionPolicy, RunId, Transaction, errors, keys
+from tests.harness.labels import label
 from tests.harness.refusal import assert_usable, contents, refused
 from tests.harness.threads import in_threads
 
@@ -404,7 +405,7 @@ def test_increments_add_up_over_what_the_transaction_did_before(kv: KVStore) -> 
     assert kv.list_with_values(RUN) == [("a", 6), ("b", 7), ("c", 7), ("d", 1), ("e", 0)]
 
 
-@pytest.mark.parametrize("value", ["text", 1.5, None, True, [1]], ids=repr)
+@pytest.mark.parametrize("value", ["text", 1.5, None, True, [1]], ids=label)
 def test_an_increment_of_no_int_fails_the_whole_commit(value: Any, kv: KVStore) -> None:
     kv.put(RUN, "a", value)
     txn = kv.database.begin(RUN)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from shm_engine import versions
 from shm_engine.errors import ConstraintViolation, WrongType
 from shm_engine.versions import U64_MAX, Version, Versioned
+from tests.harness.labels import label
 
 KINDS = [Version.Txn, Version.Sequence, Version.Counter]
 numbers = st.integers(0, U64_MAX)
@@ -129,7 +130,7 @@ def test_a_version_cannot_be_changed() -> None:
     assert version == Version.Txn(1)
 
 
-@pytest.mark.parametrize(("value", "as_name", "is_name"), VALUES, ids=repr)
+@pytest.mark.parametrize(("value", "as_name", "is_name"), VALUES, ids=label)
 def test_only_the_methods_of_its_own_type_answer_for_a_value(
     value: Any, as_name: str, is_name: str
 ) -> None:
