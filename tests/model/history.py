@@ -151,7 +151,7 @@ class RunModel:
 class TransactionModel:
     """A view of one snapshot, own writes over it, and what was read."""
 
-    view: dict[str, Any]
+    view: dict[str, Any] = field(repr=False)
     version: int
     serializable: bool
     writes: dict[str, Any] = field(default_factory=dict)
@@ -159,42 +159,45 @@ class TransactionModel:
     read: set[str] = field(default_factory=set)
     ranges: set[str] = field(default_factory=set)
 
-    def get(self, key: str) -> Any:
+    def kv_get(self, key: str) -> Any:
         if key in self.writes:
             return None if self.writes[key] is DELETED else self.writes[key]
         self.read.add(key)
         found = self.view.get(key)
         return added(found, self.increments[key]) if key in self.increments else found
 
-    def exists(self, key: str) -> bool:
+    def kv_exists(self, key: str) -> bool:
         if key in self.writes:
             return self.writes[key] is not DELETED
         self.read.add(key)
         return key in self.view or key in self.increments
 
-    def put(self, key: str, value: Any) -> None:
+    def kv_put(self, key: str, value: Any) -> None:
         self.increments.pop(key, None)
         self.writes[key] = value
 
-    def delete(self, key: str) -> bool:
-        existed = self.exists(key)
+    def kv_delete(self, key: str) -> bool:
+        existed = self.kv_exists(key)
         self.increments.pop(key, None)
         self.writes[key] = DELETED
         return existed
 
-    def increment(self, key: str, delta: int) -> None:
+    def kv_incr(self, key: str, delta: int) -> None:
         if key in self.writes:
             base = None if self.writes[key] is DELETED else self.writes[key]
             self.writes[key] = added(base, delta)
         else:
             self.increments[key] = added(self.increments.get(key, 0), delta)
 
-    def scan(self, prefix: str) -> Iterator[tuple[str, Any]]:
+    def scan_prefix(self, prefix: str) -> Iterator[tuple[str, Any]]:
         self.ranges.add(prefix)
         own = {*self.writes, *self.increments}
         for key in ordered({*self.view, *own}):
             if key.startswith(prefix) and self.writes.get(key) is not DELETED:
-                yield key, self.get(key)
+                yield key, self.kv_get(key)
+
+    def kv_list(self, prefix: str) -> list[str]:
+        return [key for key, _ in self.scan_prefix(prefix)]
 
     def has_writes(self) -> bool:
         return bool(self.writes or self.increments)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,8 +43,8 @@ NAMES = [
     *("é", "e\u0301", "é\u0301", "\uffff", "🐚", "🐚🐚", "\U0010ffff"),
     *("k" * 1024, "k" * 1023 + "l", "k" * 1023, "k" * 500, "é" * 512),
 ]
-COUNTERS = ["n", "na", "nab"]
-PREFIXES = ["", "a", "ab", "k", "k" * 1023, "é", "🐚", "n", "d", "d1", "nothing"]
+HOT = ["a", "ab", "é", "n"]
+PREFIXES = ["", "", "a", "ab", "k", "k" * 1023, "é", "🐚", "n", "d", "d1", "nothing"]
 
 LARGE = ["x" * 300, "y" * 9000, b"z" * 70000, [1, {"a": [None]}], {}]
 
@@ -54,7 +54,9 @@ def one_of_many(options: list[T]) -> st.SearchStrategy[T]:
     return st.integers(0, len(options) - 1).map(lambda index: options[index])
 
 
-names = st.one_of(one_of_many(NAMES + COUNTERS), st.text("ab\x01é🐚", min_size=1, max_size=4))
+hot = one_of_many(HOT)
+# Mostly the same few, or no two calls would ever meet.
+names = st.one_of(hot, hot, hot, one_of_many(NAMES), st.text("ab\x01é🐚", min_size=1, max_size=4))
 prefixes = st.one_of(one_of_many(PREFIXES), names)
 plain = st.one_of(
     st.none(),
@@ -66,6 +68,18 @@ plain = st.one_of(
     one_of_many(LARGE),
 )
 deltas = st.one_of(st.integers(-3, 3), st.sampled_from([2**62, -(2**62), 2**63 - 1, -(2**63)]))
+# What a transaction may be asked, as a method of Transaction and of its model, with arguments.
+parts = st.one_of(
+    st.tuples(st.just("kv_get"), names),
+    st.tuples(st.just("kv_exists"), names),
+    st.tuples(st.just("kv_put"), names, plain),
+    st.tuples(st.just("kv_put"), names, st.integers(0, 9)),
+    st.tuples(st.just("kv_delete"), names),
+    st.tuples(st.just("kv_incr"), names, deltas),
+    st.tuples(st.just("kv_incr"), one_of_many(["n", "na"]), st.just(1)),
+    st.tuples(st.just("scan_prefix"), prefixes),
+    st.tuples(st.just("kv_list"), prefixes),
+)
 which_run = st.integers(0, 1)
 which_handle = st.integers(0, 1)
 
@@ -132,6 +146,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(handle=which_handle, run=which_run, name=names, value=plain)
     def put(self, handle: int, run: int, name: str, value: Any) -> None:
+        self.put_one(handle, run, name, value)
+
+    def put_one(self, handle: int, run: int, name: str, value: Any) -> None:
         version = self.committed(self.kv(handle).put(self.runs[run], name, value))
         self.models[run].write(name, Entry(version, value))
 
@@ -148,6 +165,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(handle=which_handle, run=which_run, name=names)
     def delete(self, handle: int, run: int, name: str) -> None:
+        self.delete_one(handle, run, name)
+
+    def delete_one(self, handle: int, run: int, name: str) -> None:
         existed = self.kv(handle).delete(self.runs[run], name)
         assert existed == (self.models[run].live(name) is not None)
         if existed:
@@ -163,7 +183,7 @@ class StoreMachine(RuleBasedStateMachine):
     def incr(self, handle: int, run: int, name: str, delta: int) -> None:
         self.increment(handle, run, name, delta)
 
-    @rule(handle=which_handle, run=which_run, name=st.sampled_from(COUNTERS))
+    @rule(handle=which_handle, run=which_run, name=st.sampled_from(["n", "na", "a"]))
     def count(self, handle: int, run: int, name: str) -> None:
         self.increment(handle, run, name, 1)
 
@@ -271,8 +291,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- the past -----------------------------------------------------------------------------
 
-    @rule(handle=which_handle, run=which_run, name=names, data=st.data())
-    def history(self, handle: int, run: int, name: str, data: st.DataObject) -> None:
+    def known(self, run: int, data: st.DataObject) -> str:
+        """A key that has a history, where there is one."""
+        written = ordered(self.models[run].entries)
+        return data.draw(st.sampled_from(written) if written else names, "name")
+
+    @rule(handle=which_handle, run=which_run, data=st.data())
+    def history(self, handle: int, run: int, data: st.DataObject) -> None:
+        name = self.known(run, data)
         whole = self.check_history(handle, run, name)
         limit = data.draw(st.one_of(st.none(), st.integers(0, 3)), "limit")
         before = data.draw(st.one_of(st.none(), st.sampled_from(self.versions)), "before")
@@ -287,10 +313,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.models[run].check_history(name, as_entries(found))
         return as_entries(found)
 
-    @rule(handle=which_handle, run=which_run, name=names, off=st.integers(-1, 1), data=st.data())
-    def get_at(self, handle: int, run: int, name: str, off: int, data: st.DataObject) -> None:
-        version = max(0, data.draw(st.sampled_from(self.versions[::-1]), "version") + off)
+    @rule(handle=which_handle, run=which_run, off=st.integers(-1, 1), data=st.data())
+    def get_at(self, handle: int, run: int, off: int, data: st.DataObject) -> None:
+        name = data.draw(names) if data.draw(st.integers(0, 3)) == 0 else self.known(run, data)
         model = self.models[run]
+        own = [entry.version for entry in model.entries.get(name, [])]
+        version = max(0, data.draw(st.sampled_from(own[::-1] + self.versions[-2:])) + off)
         self.check_history(handle, run, name)
         expected, may_be_missing = model.at(name, version)
         kind, found = outcome(lambda: self.kv(handle).get_at(self.runs[run], name, version))
@@ -370,50 +398,46 @@ class StoreMachine(RuleBasedStateMachine):
         return data.draw(st.sampled_from(self.transactions), "transaction")
 
     @precondition(lambda self: self.transactions)
-    @rule(name=names, data=st.data())
-    def read_in_transaction(self, name: str, data: st.DataObject) -> None:
+    @rule(data=st.data(), parts=st.lists(parts, min_size=1, max_size=6))
+    def work_in_transaction(self, data: st.DataObject, parts: list[tuple[Any, ...]]) -> None:
         held = self.chosen(data)
-        expected = outcome(lambda: held.model.get(name))
-        found = outcome(lambda: held.transaction.kv_get(name))
-        assert found[0] == expected[0]
-        if found[0] == "returned":
-            assert values.strict_equal(found[1], expected[1])
+        for call, *arguments in parts:
+            expected = outcome(lambda: getattr(held.model, call)(*arguments))  # noqa: B023
+            found = outcome(lambda: getattr(held.transaction, call)(*arguments))  # noqa: B023
+            assert found[0] == expected[0]
+            if found[0] == "raised":
+                assert found == expected
+            elif call == "scan_prefix":
+                assert equal_pairs(*drain(found[1], expected[1]))
+            else:
+                assert values.strict_equal(found[1], expected[1])
+
+    @precondition(lambda self: any(held.model.read for held in self.transactions))
+    @rule(data=st.data(), handle=which_handle, how=st.sampled_from(["put", "delete", "incr"]))
+    def disturb(self, data: st.DataObject, handle: int, how: str) -> None:
+        """Changes what a transaction has read."""
+        readers = [held for held in self.transactions if held.model.read]
+        held = data.draw(st.sampled_from(readers), "reader")
+        name = data.draw(st.sampled_from(ordered(held.model.read)), "name")
+        self.change(handle, held.run, name, how)
+
+    @precondition(lambda self: any(held.model.ranges for held in self.transactions))
+    @rule(data=st.data(), handle=which_handle, how=st.sampled_from(["put", "delete", "incr"]))
+    def haunt(self, data: st.DataObject, handle: int, how: str) -> None:
+        """Changes something in a range that a transaction has scanned."""
+        readers = [held for held in self.transactions if held.model.ranges]
+        held = data.draw(st.sampled_from(readers), "reader")
+        name = data.draw(st.sampled_from(ordered(held.model.ranges)), "range")
+        name = (name + data.draw(st.sampled_from(["", "a", "z"])))[:1] + name[1:]
+        self.change(handle, held.run, name or "new", how)
+
+    def change(self, handle: int, run: int, name: str, how: str) -> None:
+        if how == "put":
+            self.put_one(handle, run, name, "disturbed")
+        elif how == "delete":
+            self.delete_one(handle, run, name)
         else:
-            assert found == expected
-        if data.draw(st.booleans()):
-            assert held.transaction.kv_exists(name) == held.model.exists(name)
-
-    @precondition(lambda self: self.transactions)
-    @rule(name=names, value=plain, data=st.data())
-    def put_in_transaction(self, name: str, value: Any, data: st.DataObject) -> None:
-        held = self.chosen(data)
-        held.transaction.kv_put(name, value)
-        held.model.put(name, value)
-
-    @precondition(lambda self: self.transactions)
-    @rule(name=names, data=st.data())
-    def delete_in_transaction(self, name: str, data: st.DataObject) -> None:
-        held = self.chosen(data)
-        assert held.transaction.kv_delete(name) == held.model.delete(name)
-
-    @precondition(lambda self: self.transactions)
-    @rule(name=names, delta=deltas, data=st.data())
-    def incr_in_transaction(self, name: str, delta: int, data: st.DataObject) -> None:
-        held = self.chosen(data)
-        expected = outcome(lambda: held.model.increment(name, delta))
-        assert outcome(lambda: held.transaction.kv_incr(name, delta)) == expected
-
-    @precondition(lambda self: self.transactions)
-    @rule(prefix=prefixes, data=st.data())
-    def scan_in_transaction(self, prefix: str, data: st.DataObject) -> None:
-        held = self.chosen(data)
-        expected = outcome(lambda: list(held.model.scan(prefix)))
-        found = outcome(lambda: list(held.transaction.scan_prefix(prefix)))
-        assert found[0] == expected[0]
-        if found[0] == "returned":
-            assert equal_pairs(found[1], expected[1])
-        else:
-            assert found == expected
+            self.increment(handle, run, name, 1)
 
     @precondition(lambda self: self.transactions)
     @rule(data=st.data())
@@ -472,7 +496,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.snapshots.remove(snapshot)
         for transaction in [one for one in self.transactions if one.handle == handle]:
             with pytest.raises(errors.Closed):
-                transaction.transaction.kv_get("a")
+                transaction.transaction.kv_get("a name of no other step")
             self.transactions.remove(transaction)
         with contextlib.closing(pickle.loads(pickle.dumps(other))) as passing:
             self.handles[handle] = pickle.loads(pickle.dumps(passing))
@@ -506,6 +530,19 @@ class StoreMachine(RuleBasedStateMachine):
 def equal_pairs(found: list[tuple[str, Any]], expected: list[tuple[str, Any]]) -> bool:
     """Whether both hold the same keys and strictly equal values in the same order."""
     return values.strict_equal([list(pair) for pair in found], [list(pair) for pair in expected])
+
+
+def drain(*pairs: Iterable[tuple[str, Any]]) -> list[list[tuple[str, Any]]]:
+    """The items of each up to its end; an error on the way stands as the last item."""
+    drained: list[list[tuple[str, Any]]] = []
+    for iterable in pairs:
+        drained.append([])
+        try:
+            for pair in iterable:
+                drained[-1].append(pair)
+        except errors.Error as error:
+            drained[-1].append((error.code, None))
+    return drained
 
 
 def as_entries(found: list[Any]) -> list[Entry]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -22,6 +23,7 @@ KEYS = 50
 VALUE = b"v" * 1000
 LIVE = KEYS * 1200
 MIB = 1 << 20
+TURNS = 150
 
 
 def overwrite(channel: Channel, number: int, database: Database, tally: Tally, times: int) -> None:
@@ -218,3 +220,44 @@ def test_history_that_was_chosen_is_kept_to_the_last_byte(crew: Crew) -> None:
         assert database.metrics().trimmed_versions == 0
         database.set_retention(RUN, RetentionPolicy.KeepLast(1))
         wait_until(lambda: can_put(kv), "room after the choice")
+
+
+def write_batches(channel: Channel, number: int, database: Database) -> None:
+    """Four threads that overwrite their own keys in commits of many."""
+    kv = KVStore(database)
+    kv.list(RUN)
+    channel.ready()
+
+    def work(thread: int) -> None:
+        for turn in range(TURNS):
+            kv.mset(RUN, {f"{number}/{thread}/{key}": [turn, "x" * 250] for key in range(300)})
+            with database.snapshot() as snapshot:
+                assert sum(1 for _ in snapshot.scan_prefix(RUN, f"{number}/{thread}/")) == 300
+            with database.begin(RUN) as txn:
+                txn.kv_incr(f"turns/{number}/{thread}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("retention", ["never chosen", "KeepLast(1)"])
+def test_batches_in_a_small_map_find_room_for_ever(
+    retention: str, processes: int, crew: Crew
+) -> None:
+    """A sweep that needed a wider ring of retired blocks, which there was no memory for, ended a
+    write set twice, and an assertion ended the process. What lives is at most a third of the map."""
+    with Database.ephemeral(map_size=4 * MIB) as database:
+        if retention != "never chosen":
+            database.set_retention(RUN, RetentionPolicy.KeepLast(1))
+        workers = crew.start_many(processes, write_batches, database)
+        crew.release()
+        for worker in workers:
+            worker.join()
+        kv = KVStore(database)
+        threads = 4 * processes
+        assert [value for _, value in kv.scan(RUN, "turns/")] == [TURNS] * threads
+        batches = kv.scan(RUN, "0/") + kv.scan(RUN, "1/")
+        assert len(batches) == threads * 300
+        assert {value[0] for _, value in batches} == {TURNS - 1}
+        check_structure(database)

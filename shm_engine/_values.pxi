@@ -1,0 +1,64 @@
+# _values.pxi - part of _core.pyx: values on their way out, buffers on their way in.
+
+cdef str packed_kind(uint64_t first):
+    """The Python type of a packed value that is no int, from its first byte."""
+    if first == 0xc0:
+        return "NoneType"
+    if first == 0xc2 or first == 0xc3:
+        return "bool"
+    if first == 0xcb:
+        return "float"
+    if 0xc4 <= first <= 0xc6:
+        return "bytes"
+    if 0xa0 <= first <= 0xbf or 0xd9 <= first <= 0xdb:
+        return "str"
+    return "list" if 0x90 <= first <= 0x9f or 0xdc <= first <= 0xdd else "dict"
+
+
+cdef object decode(const uint8_t *data, uint32_t size):
+    try:
+        if size <= SMALL_VALUE:
+            return _unpackb(PyBytes_FromStringAndSize(<const char *> data, size))
+        return _unpackb(PyMemoryView_FromMemory(<char *> data, size, 0x100))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise damaged(error) from error
+
+
+cdef object damaged(error):
+    """The error for stored bytes that do not decode; all that was stored did once."""
+    return errors.Corruption("shared memory", None,
+                             f"The database in shared memory holds damaged bytes ({error}); close "
+                             f"all its handles and open it again.")
+
+
+cdef struct _Ready:
+    uint32_t kind, key_size, value_size
+    const char *value
+    uint64_t expires_us
+    int64_t argument
+
+
+cdef class _Buffer:
+    """Growing memory for encoded values on their way in or out."""
+    cdef uint8_t *data
+    cdef size_t used, room
+
+    def __dealloc__(self):
+        free(self.data)
+
+    cdef int add(self, const void *source, size_t size) except -1:
+        cdef size_t wider
+        cdef uint8_t *data
+        if self.used + size > self.room:
+            wider = self.room * 2 if self.room * 2 > self.used + size else self.used + size + 4096
+            data = <uint8_t *> realloc(self.data, wider)
+            if data == NULL:
+                raise MemoryError()
+            self.data = data
+            self.room = wider
+        memcpy(self.data + self.used, source, size)
+        self.used += size
+        return 0
+
+
+# A garbage collection clears members before it frees, and freeing a Pin needs its store.

@@ -1,0 +1,400 @@
+# _writing.pxi - part of _core.pyx: encoding, write sets, waiting, commits.
+
+@cython.no_gc_clear
+cdef class _Writer(_Reader):
+    """What writes."""
+
+    def check_name(self, name, bint prefix=False):
+        """Raises what a read or write of this name would; a prefix may be empty."""
+        cdef uint8_t key[KEY_MAX]
+        self.check_open()
+        fill_key(key, <RunId> DEFAULT_RUN, 0, name, prefix)
+
+    cpdef bytes encode(self, value):
+        """The packed value, or the precise error of values.explain."""
+        cdef c_bool binary = False
+        cdef bytes packed
+        try:
+            if self.packing: # a finalizer that runs inside the packer brings its own
+                packed = values.encode(value)
+            else:
+                self.packing = True
+                try:
+                    packed = self.pack(value)
+                finally:
+                    self.packing = False
+        except errors.Error:
+            raise
+        except Exception as error:
+            self.renew_packer()
+            values.explain(value)
+            raise errors.SerializationError(f"The value cannot be encoded: {error}.") from error
+        size = PyBytes_GET_SIZE(packed)
+        if size > 4194304:
+            self.renew_packer()
+        if size > ENCODED_MAX or se_msgpack_check(<uint8_t *> PyBytes_AS_STRING(packed), size,
+                                               &binary) != <size_t> size:
+            values.explain(value)
+            raise errors.SerializationError("The value cannot be encoded.")
+        if binary and type(value) is not bytes:
+            values.check(value) # bytes are fine, what packs like them is not
+        return packed
+
+    cdef se_status finish(self, se_session *session) except? SE_BUSY:
+        """Submits and waits; the status of the reply."""
+        self.inside += 1
+        try:
+            return self.submit_and_wait(session)
+        finally:
+            session.committing = False
+            self.inside -= 1
+
+    cdef se_status submit_and_wait(self, se_session *session) except? SE_BUSY:
+        cdef se_status status
+        cdef uint64_t started
+        cdef object interrupt = None
+        cdef bint large = session.used > 65536
+        session.committing = True
+        if large:
+            self.busy += 1
+            with nogil:
+                status = se_session_submit(session)
+            self.busy -= 1
+        else:
+            status = se_session_submit(session)
+        if status == SE_OK:
+            status = se_session_outcome(session)
+            if status != SE_NEED_SPACE:
+                return status
+        started = se_clock_ns()
+        while status == SE_BUSY or status == SE_NEED_SPACE:
+            self.busy += 1
+            with nogil:
+                if status == SE_NEED_SPACE:
+                    status = se_session_repair(session)
+                else:
+                    status = se_session_wait(session, WAIT_NS)
+                if status == SE_OK:
+                    status = se_session_outcome(session)
+            self.busy -= 1
+            if status == SE_BUSY:
+                interrupt = self.wait_on(session, started) or interrupt
+        if interrupt is not None:
+            raise interrupt
+        if session.waiting:
+            se_session_withdraw(session)
+        return status
+
+    cdef wait_on(self, se_session *session, uint64_t started):
+        """Between waits: Ctrl-C, and a bound on the holder's silence. A request that nobody has
+        taken up is withdrawn and the error raised; one that was is waited for, and an interrupt is
+        returned, to be raised after it."""
+        cdef se_status status
+        try:
+            PyErr_CheckSignals()
+        except BaseException as interrupt:
+            if se_session_withdraw(session) == SE_OK:
+                raise
+            return interrupt
+        if (se_clock_ns() - started) * 1e-9 < self.stall_s:
+            return None
+        owner = se_sequencer_owner(&self.store)
+        status = se_session_withdraw(session)
+        if status == SE_OK:
+            raise errors.Unavailable(
+                f"Process {owner} has held the sequencer for {self.stall_s:g} s and does not let "
+                f"go (is it stopped?). Nothing was written; continue or kill that process, then "
+                f"try again.")
+        if status == SE_IN_DOUBT:
+            raise errors.Unavailable(
+                f"Process {owner} stopped while it carried out this very commit: whether it "
+                f"happened will be known when that process goes on or dies. The next write of this "
+                f"thread waits for that.", in_doubt=True)
+        return None
+
+    cdef add(self, se_session *session, int kind, const uint8_t *key, Py_ssize_t size,
+             bytes packed, uint64_t expires_us, int64_t argument):
+        cdef se_status status
+        cdef uint32_t value_size = 0 if packed is None else <uint32_t> PyBytes_GET_SIZE(packed)
+        status = se_session_add(session, kind, key, <uint32_t> size,
+                                NULL if packed is None else PyBytes_AS_STRING(packed), value_size,
+                                expires_us, argument)
+        if status != SE_OK:
+            se_session_abandon(session)
+            self.fail(status)
+
+    cdef se_session *start(self, RunId run, uint64_t snapshot) except NULL:
+        cdef se_session *session = self.session()
+        if session.committing:
+            raise errors.InvalidOperation(
+                "This thread is in the middle of a commit: a signal handler or finalizer that runs "
+                "meanwhile may read, but not write.")
+        if session.waiting:
+            self.settle(session)
+        cdef se_status status = se_session_begin(session, run.raw, se_clock_real_us(), snapshot)
+        if status != SE_OK:
+            self.fail(status)
+        return session
+
+    cdef settle(self, se_session *session):
+        """A request that an interrupted call left in another's hands is waited for first."""
+        session.committing = True
+        self.inside += 1
+        try:
+            self.wait_for_reply(session)
+        finally:
+            session.committing = False
+            self.inside -= 1
+
+    cdef wait_for_reply(self, se_session *session):
+        cdef uint64_t started = se_clock_ns()
+        cdef se_status status = SE_BUSY
+        cdef object interrupt = None
+        while status == SE_BUSY or status == SE_NEED_SPACE:
+            self.busy += 1
+            with nogil:
+                status = se_session_wait(session, WAIT_NS)
+                if status == SE_OK:
+                    status = se_session_outcome(session)
+            self.busy -= 1
+            if status == SE_NEED_SPACE: # it was refused, and nobody waits for it any more
+                session.repairing = True
+                status = se_session_withdraw(session)
+            elif status == SE_BUSY:
+                interrupt = self.wait_on(session, started) or interrupt
+        if interrupt is not None:
+            raise interrupt
+
+    def put(self, run, int tag, name, value, uint64_t expires_us=0):
+        cdef uint8_t key[KEY_MAX]
+        cdef RunId run_id = as_run(run)
+        cdef Py_ssize_t size = fill_key(key, run_id, tag, name, False)
+        cdef bytes packed = self.encode(value)
+        cdef se_session *session = self.start(run_id, 0)
+        cdef se_status status
+        self.add(session, SE_OP_PUT, key, size, packed, expires_us, 0)
+        status = self.finish(session)
+        if status != SE_OK:
+            self.fail_commit(session, status, (name,))
+        return se_session_reply_version(session)
+
+    def delete(self, run, int tag, name):
+        cdef uint8_t key[KEY_MAX]
+        cdef RunId run_id = as_run(run)
+        cdef Py_ssize_t size = fill_key(key, run_id, tag, name, False)
+        cdef se_session *session = self.start(run_id, 0)
+        cdef se_status status
+        self.add(session, SE_OP_DELETE, key, size, None, 0, 0)
+        status = self.finish(session)
+        if status != SE_OK:
+            self.fail_commit(session, status, (name,))
+        return se_session_first_result(session) != 0
+
+    def increment(self, run, int tag, name, int64_t delta):
+        cdef uint8_t key[KEY_MAX]
+        cdef RunId run_id = as_run(run)
+        cdef Py_ssize_t size = fill_key(key, run_id, tag, name, False)
+        cdef se_session *session = self.start(run_id, 0)
+        cdef se_status status
+        self.add(session, SE_OP_INCREMENT, key, size, None, 0, delta)
+        status = self.finish(session)
+        if status != SE_OK:
+            self.fail_commit(session, status, (name,))
+        return se_session_first_result(session)
+
+    def compare_and_set(self, run, int tag, name, uint64_t expected, value):
+        """The new version, or None if the key is at another version (0: absent)."""
+        cdef uint8_t key[KEY_MAX]
+        cdef RunId run_id = as_run(run)
+        cdef Py_ssize_t size = fill_key(key, run_id, tag, name, False)
+        cdef bytes packed = self.encode(value)
+        cdef se_session *session = self.start(run_id, 0)
+        cdef se_status status
+        self.add(session, SE_OP_EXPECT, key, size, None, 0, <int64_t> expected)
+        self.add(session, SE_OP_PUT, key, size, packed, 0, 0)
+        status = self.finish(session)
+        if status == SE_MISMATCH:
+            return None
+        if status != SE_OK:
+            self.fail_commit(session, status, (name, name))
+        return se_session_reply_version(session)
+
+    def put_many(self, run, int tag, dict items):
+        """All in one commit; the keys and values are checked before anything is written."""
+        cdef RunId run_id = as_run(run)
+        cdef list names = list(items)
+        cdef list found = list(items.values())
+        cdef _Buffer sizes = _Buffer()
+        cdef bytes packed = self.encode_all(found, sizes)
+        cdef se_session *session = self.start(run_id, 0)
+        cdef se_status status
+        self.add_many(session, run_id, tag, names, packed, sizes)
+        status = self.finish(session)
+        if status != SE_OK:
+            self.fail_commit(session, status, names)
+        return se_session_reply_version(session)
+
+    cdef bytes encode_all(self, list found, _Buffer sizes):
+        """The packed values one behind the other, and the size of each (32 bits) in sizes."""
+        cdef bytes packed = self.encode_list(found)
+        cdef size_t left = PyBytes_GET_SIZE(packed)
+        cdef const uint8_t *at = <const uint8_t *> PyBytes_AS_STRING(packed)
+        cdef size_t size
+        cdef uint32_t size_32
+        cdef uint8_t head[8]
+        cdef size_t head_size = se_msgpack_write_array(head, <uint32_t> len(found))
+        cdef c_bool binary = False
+        cdef Py_ssize_t index
+        if left > 0:
+            at += head_size
+            left -= head_size
+            for index in range(len(found)):
+                size = se_msgpack_check(at, left, &binary)
+                if size == 0 or size > ENCODED_MAX or (binary and type(found[index]) is not bytes):
+                    break
+                binary = False
+                size_32 = <uint32_t> size
+                sizes.add(&size_32, 4)
+                at += size
+                left -= size
+            else:
+                return packed[head_size:]
+        # Something breaks a rule, or might: one by one, so that the error names it.
+        sizes.used = 0
+        alone = [self.encode(value) for value in found]
+        for packed in alone:
+            size_32 = <uint32_t> PyBytes_GET_SIZE(packed)
+            sizes.add(&size_32, 4)
+        return b"".join(alone)
+
+    cdef bytes encode_list(self, list found):
+        """All values in one call of the encoder; a value it refuses is then told by itself."""
+        cdef bytes packed
+        if self.packing:
+            return b""
+        self.packing = True
+        try:
+            packed = self.pack(found)
+        except Exception:
+            self.renew_packer()
+            return b""
+        finally:
+            self.packing = False
+        if PyBytes_GET_SIZE(packed) > 4194304:
+            self.renew_packer() # its buffer would stay that large
+        return packed
+
+    cdef renew_packer(self):
+        self.packer = _Packer(strict_types=True, autoreset=True)
+        self.pack = self.packer.pack
+
+    cdef int add_many(self, se_session *session, RunId run, int tag, list names, bytes packed,
+                      _Buffer sizes) except -1:
+        cdef uint8_t key[KEY_MAX]
+        cdef Py_ssize_t index, size
+        cdef const uint8_t *at = <const uint8_t *> PyBytes_AS_STRING(packed)
+        cdef uint32_t value_size
+        cdef se_status status
+        try:
+            for index in range(len(names)):
+                size = fill_key(key, run, tag, names[index], False)
+                memcpy(&value_size, sizes.data + 4 * index, 4)
+                status = se_session_add(session, SE_OP_PUT, key, <uint32_t> size, at, value_size,
+                                        0, 0)
+                if status != SE_OK:
+                    self.fail(status)
+                at += value_size
+        except BaseException:
+            se_session_abandon(session)
+            raise
+        return 0
+
+    def delete_many(self, run, int tag, names):
+        """How many of them existed; one commit."""
+        return self.commit(run, [(SE_OP_DELETE, tag, name, None, 0, 0)
+                                 for name in dict.fromkeys(names)], 0)[1]
+
+    def commit(self, run, ops, uint64_t snapshot):
+        """ops: (kind, tag, name, packed value or None, expires_us, argument); gives (version,
+        how many keys it deleted, timestamp_us)."""
+        cdef _Buffer ready = _Buffer() # one _Ready each, then its key
+        cdef _Ready op
+        cdef uint8_t key[KEY_MAX]
+        cdef RunId run_id = as_run(run)
+        cdef Py_ssize_t size, index
+        cdef size_t at = 0
+        cdef se_session *session
+        cdef se_status status = SE_OK
+        cdef list names = []
+        cdef list packed_values = []
+        cdef bytes packed
+        for kind, tag, name, packed, expires_us, argument in ops:
+            op.kind = kind
+            op.key_size = <uint32_t> fill_key(key, run_id, tag, name, op.kind == SE_OP_CHECK_RANGE)
+            op.expires_us = expires_us
+            op.argument = argument
+            op.value = NULL if packed is None else PyBytes_AS_STRING(packed)
+            op.value_size = 0 if packed is None else <uint32_t> PyBytes_GET_SIZE(packed)
+            ready.add(&op, sizeof(op))
+            ready.add(key, op.key_size)
+            packed_values.append(packed) # keeps the bytes that op.value points into
+            names.append(name)
+        session = self.start(run_id, snapshot)
+        while status == SE_OK and at < ready.used: # no Python code runs in here
+            memcpy(&op, ready.data + at, sizeof(op))
+            at += sizeof(op)
+            status = se_session_add(session, op.kind, ready.data + at, op.key_size, op.value,
+                                    op.value_size, op.expires_us, op.argument)
+            at += op.key_size
+        if status != SE_OK:
+            se_session_abandon(session)
+            self.fail(status)
+        status = self.finish(session)
+        if status != SE_OK:
+            self.fail_commit(session, status, names)
+        return (se_session_reply_version(session),
+                se_session_count_results(session, SE_OP_DELETE),
+                se_session_reply_timestamp(session))
+
+    def put_run_record(self, run, bytes record not None, expected=None):
+        """The run's own record: status and retention, read inside every commit of the run.
+
+        None if expected is given and the record is at another version (0: absent)."""
+        cdef uint8_t key[18]
+        cdef RunId run_id = as_run(run)
+        cdef uint64_t version = 0 if expected is None else expected
+        cdef se_session *session
+        cdef se_status status
+        memcpy(key, run_id.raw, 16)
+        key[16] = 5
+        key[17] = 0
+        session = self.start(run_id, 0)
+        if expected is not None:
+            self.add(session, SE_OP_EXPECT, key, 18, None, 0, <int64_t> version)
+        self.add(session, SE_OP_PUT, key, 18, record, 0, 0)
+        status = self.finish(session)
+        if status == SE_MISMATCH:
+            return None
+        if status != SE_OK:
+            self.fail_commit(session, status, (str(run_id),) * 2)
+        return se_session_reply_version(session)
+
+    def get_run_record(self, run):
+        cdef uint8_t key[18]
+        cdef RunId run_id = as_run(run)
+        cdef const se_record *record
+        cdef se_session *session = self.session()
+        memcpy(key, run_id.raw, 16)
+        key[16] = 5
+        key[17] = 0
+        self.pin(session)
+        try:
+            status = self.find_now(session, key, 18, &record)
+            if status != SE_OK:
+                self.fail(status)
+            if record == NULL or record.flags & SE_RECORD_TOMBSTONE:
+                return None
+            return (PyBytes_FromStringAndSize(<char *> record.value, record.value_size),
+                    record.version)
+        finally:
+            self.unpin(session)
