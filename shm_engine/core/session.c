@@ -271,7 +271,7 @@ static se_status make_room(se_session *session, uint64_t need) {
     se_session_unpin(session);
     se_status status = se_sweep_for_room(store, need);
     (void)se_session_pin(session);
-    if (status != SE_OK)
+    if (status != SE_OK && status != SE_NEED_SPACE) /* the sweep itself may have found no memory */
         return status;
     if (se_arena_used(store) < refused && (patient || session->repairs < REPAIRS_MAX)) {
         session->repairs++;

@@ -57,6 +57,9 @@ class Entry:
 class RunModel:
     """All versions of all keys of a run, oldest first.
 
+    The coordinator may at any time put a deletion on top of what has run out. The model learns of
+    it when it is shown a history, and until then allows for it.
+
     Attributes:
         keep: How many versions of a key are kept for certain, None for all.
         floor: For each key, how many of its oldest entries may be missing.
@@ -80,9 +83,14 @@ class RunModel:
             self._let_go(key)
 
     def _let_go(self, key: str) -> None:
-        if self.keep is not None:
-            beyond = len(self.entries[key]) - self.keep
-            self.floor[key] = max(self.floor.get(key, 0), beyond)
+        if self.keep is None:
+            return
+        found = self.entries[key]
+        buried = sum(entry.expired for entry in found)
+        beyond = len(found) + buried - self.keep
+        if self.keep == 1 and (found[-1].is_tombstone or found[-1].expired):
+            beyond = len(found)  # a deletion that nothing needs is forgotten with its key
+        self.floor[key] = max(self.floor.get(key, 0), min(beyond, len(found)))
 
     def head(self, key: str) -> Entry | None:
         """The newest version, deletions included."""
@@ -108,33 +116,31 @@ class RunModel:
         return {key for key in self.entries if (head := self.head(key)) and head.expired}
 
     def may_be_gone(self, key: str) -> bool:
-        """Whether the store may have forgotten the key altogether.
+        """Whether the store may have forgotten the key altogether."""
+        found = self.entries.get(key, [])
+        return self.floor.get(key, 0) >= len(found)
 
-        A deletion that nothing follows is kept only for its history; what has run out becomes one.
-        """
-        head = self.head(key)
-        if head is None:
-            return True
-        missing = len(self.entries[key]) - (0 if head.expired else 1)
-        may_go = self.floor.get(key, 0) + (self.keep is not None and head.expired)
-        return (head.is_tombstone or head.expired) and may_go >= missing
+    def _bury(self, key: str, found: list[Entry]) -> None:
+        """Takes over the deletions that the coordinator put on what had run out."""
+        known = self.entries.get(key, [])
+        for entry in reversed(found):
+            below = [one for one in known if one.version <= entry.version]
+            if entry.is_tombstone and below and below[-1].expired:
+                known.insert(len(below), entry)
+                if len(below) < self.floor.get(key, 0):
+                    self.floor[key] += 1
+                self._let_go(key)
 
     def check_history(self, key: str, found: list[Entry]) -> None:
         """Compares with the whole history that the store gave, newest first."""
-        head = self.head(key)
-        if head and head.expired and found and found[0].is_tombstone:
-            assert found[0].version > head.version
-            self.write(key, found[0])
-        expected = self.entries.get(key, [])[::-1]
-        if not found:
-            assert self.may_be_gone(key), f"{key!r} was forgotten, {expected[0]} should be there"
-        assert (
-            found
-            == [Entry(one.version, one.value, one.is_tombstone) for one in expected][: len(found)]
-        )
+        self._bury(key, found)
+        known = [
+            Entry(one.version, one.value, one.is_tombstone) for one in self.entries.get(key, [])
+        ]
+        expected = known[::-1]
+        assert found == expected[: len(found)], f"{key!r}: {found} instead of {expected}"
         missing = len(expected) - len(found)
-        if found:
-            assert missing <= self.floor.get(key, 0), f"{missing} versions of {key!r} are gone"
+        assert missing <= self.floor.get(key, 0), f"{missing} versions of {key!r} are gone"
         assert missing >= self.cut.get(key, 0), f"trimmed versions of {key!r} came back"
         self.cut[key] = missing
 
@@ -143,7 +149,7 @@ class RunModel:
         for index in reversed(range(len(self.entries.get(key, [])))):
             entry = self.entries[key][index]
             if entry.version <= version:
-                return entry, index < self.floor.get(key, 0) or self.may_be_gone(key)
+                return entry, index < self.floor.get(key, 0)
         return None, True
 
 

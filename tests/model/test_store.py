@@ -11,7 +11,7 @@ import contextlib
 import pickle
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,8 +78,16 @@ parts = st.one_of(
     st.tuples(st.just("kv_incr"), names, deltas),
     st.tuples(st.just("kv_incr"), one_of_many(["n", "na"]), st.just(1)),
     st.tuples(st.just("scan_prefix"), prefixes),
+    st.tuples(st.just("scan_prefix"), st.sampled_from(["", "a"])),
     st.tuples(st.just("kv_list"), prefixes),
 )
+# What others do meanwhile: to a key that the transaction has read, or in a range.
+meddling = st.tuples(
+    st.sampled_from(["disturb", "haunt"]),
+    st.integers(0, 1),
+    st.sampled_from(["put", "delete", "incr"]),
+)
+keeps = st.sampled_from([None, None, 1, 1, 2, 3, 10])
 which_run = st.integers(0, 1)
 which_handle = st.integers(0, 1)
 
@@ -88,7 +96,7 @@ which_handle = st.integers(0, 1)
 class HeldSnapshot:
     handle: int
     snapshot: Snapshot
-    content: list[dict[str, Any]]
+    content: list[dict[str, Any]] = field(repr=False)
 
 
 @dataclass
@@ -113,8 +121,8 @@ class StoreMachine(RuleBasedStateMachine):
     def open(self) -> Database:
         return Database.ephemeral(map_size=64 * MIB)
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(keeps=st.tuples(keeps, keeps))
+    def begin(self, keeps: tuple[int | None, int | None]) -> None:
         first = self.open()
         self.handles: list[Database] = [first, pickle.loads(pickle.dumps(first))]
         self.runs = [RunId.DEFAULT, first.begin_run()]
@@ -124,6 +132,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.versions = [0, self.last_version]
         self.snapshots: list[HeldSnapshot] = []
         self.transactions: list[HeldTransaction] = []
+        for run, keep in enumerate(keeps):
+            if keep is not None:
+                self.retain(0, run, keep)
 
     def teardown(self) -> None:
         for handle in getattr(self, "handles", []):
@@ -299,12 +310,15 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(handle=which_handle, run=which_run, data=st.data())
     def history(self, handle: int, run: int, data: st.DataObject) -> None:
         name = self.known(run, data)
-        whole = self.check_history(handle, run, name)
         limit = data.draw(st.one_of(st.none(), st.integers(0, 3)), "limit")
         before = data.draw(st.one_of(st.none(), st.sampled_from(self.versions)), "before")
-        expected = [one for one in whole if before is None or one.version < before][:limit]
-        found = self.kv(handle).history(self.runs[run], name, limit, before)
-        assert as_entries(found)[: len(expected)] == expected[: len(found)]
+        while True:
+            whole = self.check_history(handle, run, name)
+            found = as_entries(self.kv(handle).history(self.runs[run], name, limit, before))
+            if self.check_history(handle, run, name) == whole:
+                break  # and the coordinator did not trim or bury in between
+        expected = [one for one in whole if before is None or one.version < before]
+        assert found == expected[:limit]
 
     def check_history(self, handle: int, run: int, name: str) -> list[Entry]:
         found = self.kv(handle).history(self.runs[run], name)
@@ -320,24 +334,30 @@ class StoreMachine(RuleBasedStateMachine):
         own = [entry.version for entry in model.entries.get(name, [])]
         version = max(0, data.draw(st.sampled_from(own[::-1] + self.versions[-2:])) + off)
         self.check_history(handle, run, name)
-        expected, may_be_missing = model.at(name, version)
+        before = model.at(name, version)
         kind, found = outcome(lambda: self.kv(handle).get_at(self.runs[run], name, version))
-        if kind == "returned":
-            assert expected is not None
-            assert not expected.is_tombstone
-            assert values.strict_equal(found.value, expected.value)
-            assert found.version == Version.Txn(expected.version)
-        elif found is errors.HistoryTrimmed:
-            assert may_be_missing
-        else:
-            assert found is errors.KeyNotFound
-            assert expected is None or expected.is_tombstone or expected.expired
-            assert expected is not None or name not in model.entries or model.may_be_gone(name)
-            if expected is not None and expected.expired:
-                assert model.may_be_gone(name)
+        self.check_history(handle, run, name)
+        # In between the coordinator may have buried or trimmed.
+        for expected, may_be_missing in (before, model.at(name, version)):
+            if kind == "returned":
+                right = expected is not None and not expected.is_tombstone
+                right = right and values.strict_equal(found.value, expected and expected.value)
+                right = right and found.version == Version.Txn(expected.version if expected else 0)
+            elif found is errors.HistoryTrimmed:
+                right = may_be_missing
+            else:
+                assert found is errors.KeyNotFound
+                gone = expected is None and name not in model.entries
+                right = gone or model.may_be_gone(name) or bool(expected and expected.is_tombstone)
+            if right:
+                return
+        raise AssertionError(f"{name!r} at {version}: {kind} {found}, expected {expected}")
 
-    @rule(handle=which_handle, run=which_run, keep=st.sampled_from([None, 1, 1, 2, 3, 10]))
+    @rule(handle=which_handle, run=which_run, keep=keeps)
     def set_retention(self, handle: int, run: int, keep: int | None) -> None:
+        self.retain(handle, run, keep)
+
+    def retain(self, handle: int, run: int, keep: int | None) -> None:
         policy = RetentionPolicy.KeepAll if keep is None else RetentionPolicy.KeepLast(keep)
         self.handles[handle].set_retention(self.runs[run], policy)
         assert self.handles[1 - handle].retention(self.runs[run]) == policy
@@ -387,21 +407,57 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- transactions -------------------------------------------------------------------------
 
-    @rule(handle=which_handle, run=which_run, serializable=st.booleans())
-    def begin_transaction(self, handle: int, run: int, serializable: bool) -> None:
+    @rule(
+        handle=which_handle,
+        run=which_run,
+        serializable=st.booleans(),
+        script=st.lists(st.one_of(parts, parts, meddling), max_size=8),
+        end=st.sampled_from(["commit", "commit", "commit", "roll back", "keep open"]),
+        data=st.data(),
+    )
+    def transact(
+        self,
+        handle: int,
+        run: int,
+        serializable: bool,
+        script: list[tuple[Any, ...]],
+        end: str,
+        data: st.DataObject,
+    ) -> None:
         isolation = "serializable" if serializable else "snapshot"
         transaction = self.handles[handle].begin(self.runs[run], isolation)
         model = TransactionModel(self.models[run].visible(), transaction.version, serializable)
-        self.transactions.append(HeldTransaction(handle, run, transaction, model))
-
-    def chosen(self, data: st.DataObject) -> HeldTransaction:
-        return data.draw(st.sampled_from(self.transactions), "transaction")
+        held = HeldTransaction(handle, run, transaction, model)
+        self.transactions.append(held)
+        self.follow(held, script, data)
+        if end == "commit":
+            self.commit(held)
+        elif end == "roll back":
+            self.roll_back(held)
 
     @precondition(lambda self: self.transactions)
-    @rule(data=st.data(), parts=st.lists(parts, min_size=1, max_size=6))
-    def work_in_transaction(self, data: st.DataObject, parts: list[tuple[Any, ...]]) -> None:
-        held = self.chosen(data)
-        for call, *arguments in parts:
+    @rule(
+        script=st.lists(st.one_of(parts, parts, meddling), max_size=8),
+        commit=st.booleans(),
+        data=st.data(),
+    )
+    def go_on(self, script: list[tuple[Any, ...]], commit: bool, data: st.DataObject) -> None:
+        """One of those kept open is carried on, and ended."""
+        held = data.draw(st.sampled_from(self.transactions), "transaction")
+        self.follow(held, script, data)
+        if commit:
+            self.commit(held)
+        else:
+            self.roll_back(held)
+
+    def follow(
+        self, held: HeldTransaction, script: list[tuple[Any, ...]], data: st.DataObject
+    ) -> None:
+        """Does the parts in the transaction and in its model, with others' writes in between."""
+        for call, *arguments in script:
+            if call in ("disturb", "haunt"):
+                self.meddle(held, call, arguments, data)
+                continue
             expected = outcome(lambda: getattr(held.model, call)(*arguments))  # noqa: B023
             found = outcome(lambda: getattr(held.transaction, call)(*arguments))  # noqa: B023
             assert found[0] == expected[0]
@@ -412,24 +468,17 @@ class StoreMachine(RuleBasedStateMachine):
             else:
                 assert values.strict_equal(found[1], expected[1])
 
-    @precondition(lambda self: any(held.model.read for held in self.transactions))
-    @rule(data=st.data(), handle=which_handle, how=st.sampled_from(["put", "delete", "incr"]))
-    def disturb(self, data: st.DataObject, handle: int, how: str) -> None:
-        """Changes what a transaction has read."""
-        readers = [held for held in self.transactions if held.model.read]
-        held = data.draw(st.sampled_from(readers), "reader")
-        name = data.draw(st.sampled_from(ordered(held.model.read)), "name")
-        self.change(handle, held.run, name, how)
-
-    @precondition(lambda self: any(held.model.ranges for held in self.transactions))
-    @rule(data=st.data(), handle=which_handle, how=st.sampled_from(["put", "delete", "incr"]))
-    def haunt(self, data: st.DataObject, handle: int, how: str) -> None:
-        """Changes something in a range that a transaction has scanned."""
-        readers = [held for held in self.transactions if held.model.ranges]
-        held = data.draw(st.sampled_from(readers), "reader")
-        name = data.draw(st.sampled_from(ordered(held.model.ranges)), "range")
-        name = (name + data.draw(st.sampled_from(["", "a", "z"])))[:1] + name[1:]
-        self.change(handle, held.run, name or "new", how)
+    def meddle(
+        self, held: HeldTransaction, call: str, arguments: list[Any], data: st.DataObject
+    ) -> None:
+        """Changes what the transaction has read, or something in a range that it has scanned."""
+        targets = held.model.read if call == "disturb" else held.model.ranges
+        if targets:
+            name = data.draw(st.sampled_from(ordered(targets)), "target")
+            if call == "haunt":
+                name = name[:500] + data.draw(st.sampled_from(["a", "z"]), "ending")
+            handle, how = arguments
+            self.change(handle, held.run, name, how)
 
     def change(self, handle: int, run: int, name: str, how: str) -> None:
         if how == "put":
@@ -439,10 +488,7 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             self.increment(handle, run, name, 1)
 
-    @precondition(lambda self: self.transactions)
-    @rule(data=st.data())
-    def commit(self, data: st.DataObject) -> None:
-        held = self.chosen(data)
+    def commit(self, held: HeldTransaction) -> None:
         run = self.models[held.run]
         self.transactions.remove(held)
         kind, found = outcome(held.transaction.commit)
@@ -475,10 +521,7 @@ class StoreMachine(RuleBasedStateMachine):
             gone = value is DELETED
             run.write(name, Entry(found, None if gone else value, gone, has_end=has_end))
 
-    @precondition(lambda self: self.transactions)
-    @rule(data=st.data())
-    def roll_back(self, data: st.DataObject) -> None:
-        held = self.chosen(data)
+    def roll_back(self, held: HeldTransaction) -> None:
         self.transactions.remove(held)
         held.transaction.rollback()
         with pytest.raises(errors.InvalidState):
@@ -564,7 +607,7 @@ class FolderMachine(StoreMachine):
 
 TestStore = StoreMachine.TestCase
 TestStore.settings = settings(
-    max_examples=150, stateful_step_count=60, suppress_health_check=list(HealthCheck)
+    max_examples=400, stateful_step_count=50, suppress_health_check=list(HealthCheck)
 )
 TestFolder = FolderMachine.TestCase
 TestFolder.settings = settings(

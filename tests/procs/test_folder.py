@@ -361,6 +361,7 @@ def test_opening_and_closing_leaks_nothing(
 ) -> None:
     with Database.open(folder, MEMORY, map_size=1 << 22) as database:
         cycle(folder)
+        wait_until(lambda: "anon_inode:[pidfd]" in dict(descriptors()).values(), "it is watched")
         before = (descriptors(), threading.active_count(), mappings())
         names = segments_by(os.getpid())
         clients = (database.metrics().handles, database.metrics().clients)
