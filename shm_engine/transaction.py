@@ -197,9 +197,10 @@ class Transaction:
         written = self._writes.get(key)
         if written is not None:
             return None if written is _DELETED else values.decode(written)
-        found = self._engine.get(self.run, keys.TAG_KV, key, self._pin)
-        self._read.add(key)
         delta = self._increments.get(key)
+        missing = None if delta is None else 0
+        found = self._engine.get(self.run, keys.TAG_KV, key, self._pin, missing)
+        self._read.add(key)
         return found if delta is None else self._incremented(key, found, delta)
 
     def kv_exists(self, key: str) -> bool:
@@ -248,7 +249,7 @@ class Transaction:
         self._engine.check_name(key)
         written = self._writes.get(key)
         if written is not None:
-            base = None if written is _DELETED else values.decode(written)
+            base = 0 if written is _DELETED else values.decode(written)
             self._writes[key] = self._engine.encode(self._incremented(key, base, delta))
             return
         total = self._increments.get(key, 0) + delta
@@ -300,8 +301,6 @@ class Transaction:
 
     @staticmethod
     def _incremented(key: str, base: Any, delta: int) -> int:
-        if base is None:
-            base = 0
         if type(base) is not int:
             raise errors.WrongType(
                 "int",

@@ -42,6 +42,23 @@ se_status se_client_join(se_store *store, uint32_t kind, uint32_t *slot) {
     return status;
 }
 
+void se_client_prepare_next(se_store *store, uint32_t *last) {
+    uint32_t wanted = 2; /* a forked child takes one for its handle and one to write */
+    for (uint32_t index = 0; index < store->header->max_clients && wanted > 0; index++) {
+        if (se_load_relaxed(&store->slots[index].identity) != 0)
+            continue;
+        wanted--;
+        if (index < *last)
+            continue;
+        if (se_back_with_memory(store->control_fd,
+                                store->header->requests_offset +
+                                    (uint64_t)index * store->header->request_size,
+                                SE_REQUEST_FIRST) != SE_OK)
+            return;
+        *last = index + 1;
+    }
+}
+
 static void clear_slot(se_slot *slot) {
     se_store_release_u32(&slot->request_state, SE_REQUEST_IDLE);
     se_store_release(&slot->pin, 0);

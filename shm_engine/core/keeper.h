@@ -15,6 +15,7 @@ typedef struct {
     uint64_t last_reap_ns;
     uint64_t last_sweep_ns;
     uint64_t last_ttl_ns;
+    uint32_t prepared_slots; /* request areas of slots below it were backed */
 } se_keeper;
 
 /* One round of duties. */

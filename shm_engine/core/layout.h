@@ -27,6 +27,7 @@
 #define SE_CLIENTS_MAX 4096u
 #define SE_OPS_MAX (1u << 20)
 #define SE_REQUEST_MAX (UINT64_C(64) << 20)
+#define SE_REQUEST_FIRST (4u * SE_PAGE) /* backed before a session writes */
 #define SE_SNAPSHOT_COUNT 4096u
 #define SE_UNDO_MAX (UINT64_C(1) << 24)
 #define SE_TAKEN_MAX (UINT64_C(1) << 23)

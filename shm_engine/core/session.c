@@ -11,7 +11,7 @@
 #include "sequencer.h"
 #include "sweep.h"
 
-#define AREA_FIRST (4u * SE_PAGE)
+#define AREA_FIRST SE_REQUEST_FIRST
 #define AREA_KEEP (UINT64_C(1) << 20)
 #define SPIN_ROUNDS 12
 #define SPIN_STEPS 40

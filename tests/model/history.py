@@ -28,8 +28,6 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 def added(base: Any, delta: int) -> int:
     """What an increment gives; the errors are those of the store."""
-    if base is None:
-        base = 0
     if type(base) is not int:
         raise errors.WrongType("int", type(base).__name__)
     if not INT_MIN <= base + delta <= INT_MAX:
@@ -169,8 +167,9 @@ class TransactionModel:
         if key in self.writes:
             return None if self.writes[key] is DELETED else self.writes[key]
         self.read.add(key)
-        found = self.view.get(key)
-        return added(found, self.increments[key]) if key in self.increments else found
+        if key in self.increments:
+            return added(self.view.get(key, 0), self.increments[key])
+        return self.view.get(key)
 
     def kv_exists(self, key: str) -> bool:
         if key in self.writes:
@@ -190,7 +189,7 @@ class TransactionModel:
 
     def kv_incr(self, key: str, delta: int) -> None:
         if key in self.writes:
-            base = None if self.writes[key] is DELETED else self.writes[key]
+            base = 0 if self.writes[key] is DELETED else self.writes[key]
             self.writes[key] = added(base, delta)
         else:
             self.increments[key] = added(self.increments.get(key, 0), delta)
@@ -227,5 +226,6 @@ class TransactionModel:
         """What the commit leaves under each key (DELETED too); raises what the commit does."""
         result = dict(self.writes)
         for key, delta in self.increments.items():
-            result[key] = added(run.value(key), delta)
+            live = run.live(key)
+            result[key] = added(live.value if live else 0, delta)
         return result

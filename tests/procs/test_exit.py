@@ -23,8 +23,8 @@ from tests.harness.workers import Channel, Crew, wait_until
 RUN = RunId.DEFAULT
 ROOT = Path(__file__).resolve().parents[2]
 OPENINGS = {
-    "ephemeral": "Database.ephemeral(map_size=1 << 22)",
-    "folder": "Database.open(sys.argv[1], Durability.in_memory(), map_size=1 << 22)",
+    "ephemeral": "Database.ephemeral(map_size=1 << 26)",
+    "folder": "Database.open(sys.argv[1], Durability.in_memory(), map_size=1 << 26)",
 }
 BEGINNING = """
 import os, signal, sys, threading, time
@@ -151,7 +151,7 @@ def test_what_an_abrupt_end_leaves_is_gone_with_the_next_open(end: str, folder: 
 
 def test_a_program_that_replaces_itself_leaves_the_database(folder: Path) -> None:
     """After exec the pid and the start time are the same, but the handle is gone."""
-    with Database.open(folder, Durability.in_memory(), map_size=1 << 22) as database:
+    with Database.open(folder, Durability.in_memory(), map_size=1 << 26) as database:
         assert database.metrics().handles == 1
         body = "os.execv('/bin/true', ['true'])"
         code, _, complaints = run_to_the_end("folder", body, folder)
