@@ -42,8 +42,7 @@ se_status se_client_join(se_store *store, uint32_t kind, uint32_t *slot) {
     return status;
 }
 
-void se_client_prepare_next(se_store *store, uint32_t *last) {
-    uint32_t wanted = 2; /* a forked child takes one for its handle and one to write */
+void se_client_prepare_next(se_store *store, uint32_t wanted, uint32_t *last) {
     for (uint32_t index = 0; index < store->header->max_clients && wanted > 0; index++) {
         if (se_load_relaxed(&store->slots[index].identity) != 0)
             continue;

@@ -17,9 +17,9 @@
 
 /* SE_TOO_MANY: every slot is taken (the dead were cleared before saying so). */
 se_status se_client_join(se_store *store, uint32_t kind, uint32_t *slot);
-/* Backs the request areas of the slots that join next, so that a thread which comes when no memory is
+/* Backs the request areas of so many slots that join next: a thread that comes when no memory is
  * left can still delete. *last: the slots below it were done. */
-void se_client_prepare_next(se_store *store, uint32_t *last);
+void se_client_prepare_next(se_store *store, uint32_t wanted, uint32_t *last);
 /* A slot whose request is in a holder's hands becomes an orphan: the holder frees it after. */
 void se_client_leave(se_store *store, uint32_t slot);
 void se_client_drop_orphan(se_store *store, uint32_t slot);

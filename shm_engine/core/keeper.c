@@ -58,7 +58,8 @@ static se_status sweep_if_needed(se_keeper *keeper, se_store *store, uint64_t no
 
 se_status se_keeper_tick(se_keeper *keeper, se_store *store) {
     uint64_t now_ns = se_clock_ns();
-    se_client_prepare_next(store, &keeper->prepared_slots);
+    /* A forked child takes one for its handle and one to write. */
+    se_client_prepare_next(store, 2, &keeper->prepared_slots);
     se_status status = grow_ahead(store);
     if (due(&keeper->last_reap_ns, now_ns, REAP_NS))
         (void)se_client_reap_try(store);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "arena.h"
+#include "client.h"
 #include "retire.h"
 
 #define SE_UNDO_FIRST 16384u
@@ -205,6 +206,8 @@ se_status se_store_create(se_store *store, int control_fd, int data_fd,
     se_store_relaxed(&store->seq->arena_bump, SE_PAGE);
     se_store_relaxed(&store->seq->arena_allocated, SE_ARENA_FIRST);
     se_store_relaxed_u32(&store->seq->phase, SE_PHASE_SERVING);
+    uint32_t prepared = 0;
+    se_client_prepare_next(store, 4, &prepared);
     status = se_retire_init(store);
     if (status != SE_OK) {
         se_store_detach(store);

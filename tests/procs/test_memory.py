@@ -245,8 +245,7 @@ def write_batches(channel: Channel, number: int, database: Database, snapshots: 
                     assert sum(1 for _ in snapshot.scan_prefix(RUN, prefix)) == 300
             else:
                 assert write(thread, turn), f"no room in turn {turn}"
-            with database.begin(RUN) as txn:
-                txn.kv_incr(f"turns/{number}/{thread}")
+            kv.incr(RUN, f"turns/{number}/{thread}")
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
