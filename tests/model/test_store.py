@@ -67,6 +67,9 @@ plain = st.one_of(
     st.binary(max_size=5),
     one_of_many(LARGE),
 )
+keeps = st.sampled_from([None, None, 1, 1, 2, 3, 10])
+runs = st.integers(0, 1)
+handles = st.integers(0, 1)
 deltas = st.one_of(st.integers(-3, 3), st.sampled_from([2**62, -(2**62), 2**63 - 1, -(2**63)]))
 # What a transaction may be asked, as a method of Transaction and of its model, with arguments.
 parts = st.one_of(
@@ -87,6 +90,20 @@ meddling = st.tuples(
     st.integers(0, 1),
     st.sampled_from(["put", "delete", "incr"]),
 )
+# What `work` does one after the other: a method of the machine, with arguments.
+commands = st.one_of(
+    st.tuples(st.just("put_one"), handles, runs, hot, plain),
+    st.tuples(st.just("put_far"), handles, runs, hot, st.integers(0, 9)),
+    st.tuples(st.just("put_expired"), handles, runs, hot, plain),
+    st.tuples(st.just("delete_one"), handles, runs, hot),
+    st.tuples(st.just("increment"), handles, runs, hot, st.just(1)),
+    st.tuples(st.just("retain"), handles, runs, keeps),
+    st.tuples(st.just("clean"), handles),
+    st.tuples(st.just("clean"), handles),
+    st.tuples(st.just("hold"), handles),
+    st.tuples(st.just("let_go")),
+    st.tuples(st.just("check"), handles, runs, hot),
+)
 scripts = st.one_of(
     st.lists(st.one_of(parts, parts, meddling), max_size=8),
     st.tuples(
@@ -95,9 +112,6 @@ scripts = st.one_of(
         st.tuples(st.just("haunt"), st.integers(0, 1), st.sampled_from(["put", "delete"])),
     ),
 )
-keeps = st.sampled_from([None, None, 1, 1, 2, 3, 10])
-which_run = st.integers(0, 1)
-which_handle = st.integers(0, 1)
 
 
 @dataclass
@@ -161,9 +175,30 @@ class StoreMachine(RuleBasedStateMachine):
     def newest_version(self) -> int:
         return self.handles[0].metrics().version
 
+    @rule(script=st.lists(commands, min_size=1, max_size=12))
+    def work(self, script: list[tuple[Any, ...]]) -> None:
+        """Several things in a row to the same few keys, which by themselves would rarely meet."""
+        for call, *arguments in script:
+            getattr(self, call)(*arguments)
+        for run in (0, 1):
+            for name in HOT:
+                self.check(0, run, name)
+            for held in self.snapshots:
+                self.check_snapshot(held, run, HOT)
+
+    def check(self, handle: int, run: int, name: str) -> None:
+        """One key by every way of reading."""
+        kv, live = self.kv(handle), self.models[run].live(name)
+        assert values.strict_equal(kv.get(self.runs[run], name), self.models[run].value(name))
+        assert kv.exists(self.runs[run], name) == (live is not None)
+        found = kv.get_versioned(self.runs[run], name)
+        assert (found and found.version) == (live and Version.Txn(live.version))
+        assert (kv.ttl(self.runs[run], name) is not None) == (live is not None and live.has_end)
+        self.check_history(handle, run, name)
+
     # -- single keys --------------------------------------------------------------------------
 
-    @rule(handle=which_handle, run=which_run, name=names, value=plain)
+    @rule(handle=handles, run=runs, name=names, value=plain)
     def put(self, handle: int, run: int, name: str, value: Any) -> None:
         self.put_one(handle, run, name, value)
 
@@ -171,18 +206,24 @@ class StoreMachine(RuleBasedStateMachine):
         version = self.committed(self.kv(handle).put(self.runs[run], name, value))
         self.models[run].write(name, Entry(version, value))
 
-    @rule(handle=which_handle, run=which_run, name=names, value=plain)
+    @rule(handle=handles, run=runs, name=names, value=plain)
     def put_with_a_far_end(self, handle: int, run: int, name: str, value: Any) -> None:
+        self.put_far(handle, run, name, value)
+
+    def put_far(self, handle: int, run: int, name: str, value: Any) -> None:
         found = self.kv(handle).put_with_ttl(self.runs[run], name, value, 10**6)
         self.models[run].write(name, Entry(self.committed(found), value, has_end=True))
 
-    @rule(handle=which_handle, run=which_run, name=names, value=plain)
+    @rule(handle=handles, run=runs, name=names, value=plain)
     def put_what_has_run_out(self, handle: int, run: int, name: str, value: Any) -> None:
+        self.put_expired(handle, run, name, value)
+
+    def put_expired(self, handle: int, run: int, name: str, value: Any) -> None:
         engine = self.handles[handle]._engine
         version = self.committed(engine.put(self.runs[run], keys.TAG_KV, name, value, 1))
         self.models[run].write(name, Entry(version, value, expired=True))
 
-    @rule(handle=which_handle, run=which_run, name=names)
+    @rule(handle=handles, run=runs, name=names)
     def delete(self, handle: int, run: int, name: str) -> None:
         self.delete_one(handle, run, name)
 
@@ -198,11 +239,11 @@ class StoreMachine(RuleBasedStateMachine):
         found = as_entries(self.kv(handle).history(self.runs[run], name, limit=1))
         return found[0].version if found else self.newest_version()
 
-    @rule(handle=which_handle, run=which_run, name=names, delta=deltas)
+    @rule(handle=handles, run=runs, name=names, delta=deltas)
     def incr(self, handle: int, run: int, name: str, delta: int) -> None:
         self.increment(handle, run, name, delta)
 
-    @rule(handle=which_handle, run=which_run, name=st.sampled_from(["n", "na", "a"]))
+    @rule(handle=handles, run=runs, name=st.sampled_from(["n", "na", "a"]))
     def count(self, handle: int, run: int, name: str) -> None:
         self.increment(handle, run, name, 1)
 
@@ -217,7 +258,7 @@ class StoreMachine(RuleBasedStateMachine):
             version = self.committed(found.version.value)
             self.models[run].write(name, Entry(version, expected[1], has_end=has_end))
 
-    @rule(handle=which_handle, run=which_run, name=names, value=plain, data=st.data())
+    @rule(handle=handles, run=runs, name=names, value=plain, data=st.data())
     def cas(self, handle: int, run: int, name: str, value: Any, data: st.DataObject) -> None:
         live = self.models[run].live(name)
         likely = [None, 0] if live is None else [None, live.version, live.version]
@@ -234,11 +275,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- batches ------------------------------------------------------------------------------
 
-    @rule(handle=which_handle, run=which_run, items=st.dictionaries(names, plain, max_size=8))
+    @rule(handle=handles, run=runs, items=st.dictionaries(names, plain, max_size=8))
     def mset(self, handle: int, run: int, items: dict[str, Any]) -> None:
         self.set_many(handle, run, items)
 
-    @rule(handle=which_handle, run=which_run, first=st.integers(0, 300), count=st.integers(1, 300))
+    @rule(handle=handles, run=runs, first=st.integers(0, 300), count=st.integers(1, 300))
     def mset_of_neighbours(self, handle: int, run: int, first: int, count: int) -> None:
         self.set_many(handle, run, {f"d{i}": i for i in range(first, first + count)})
 
@@ -251,11 +292,11 @@ class StoreMachine(RuleBasedStateMachine):
         for name, value in items.items():
             self.models[run].write(name, Entry(version, value))
 
-    @rule(handle=which_handle, run=which_run, chosen=st.lists(names, max_size=8))
+    @rule(handle=handles, run=runs, chosen=st.lists(names, max_size=8))
     def mdelete(self, handle: int, run: int, chosen: list[str]) -> None:
         self.delete_many(handle, run, chosen)
 
-    @rule(handle=which_handle, run=which_run, step=st.integers(1, 5))
+    @rule(handle=handles, run=runs, step=st.integers(1, 5))
     def mdelete_of_neighbours(self, handle: int, run: int, step: int) -> None:
         visible = [name for name in self.models[run].visible() if name.startswith("d")]
         self.delete_many(handle, run, visible[::step])
@@ -270,16 +311,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- reading ------------------------------------------------------------------------------
 
-    @rule(handle=which_handle, run=which_run, name=names)
+    @rule(handle=handles, run=runs, name=names)
     def get(self, handle: int, run: int, name: str) -> None:
-        kv, live = self.kv(handle), self.models[run].live(name)
-        assert values.strict_equal(kv.get(self.runs[run], name), self.models[run].value(name))
-        assert kv.exists(self.runs[run], name) == (live is not None)
-        found = kv.get_versioned(self.runs[run], name)
-        assert (found and found.version) == (live and Version.Txn(live.version))
-        assert (kv.ttl(self.runs[run], name) is not None) == (live is not None and live.has_end)
+        self.check(handle, run, name)
 
-    @rule(handle=which_handle, run=which_run, chosen=st.lists(names, max_size=8))
+    @rule(handle=handles, run=runs, chosen=st.lists(names, max_size=8))
     def get_many(self, handle: int, run: int, chosen: list[str]) -> None:
         visible = self.models[run].visible()
         found = self.kv(handle).get_many(self.runs[run], chosen)
@@ -288,8 +324,8 @@ class StoreMachine(RuleBasedStateMachine):
         assert values.strict_equal(self.kv(handle).get_many_map(self.runs[run], chosen), by_name)
 
     @rule(
-        handle=which_handle,
-        run=which_run,
+        handle=handles,
+        run=runs,
         prefix=prefixes,
         limit=st.one_of(st.none(), st.integers(0, 5), st.integers(0, 2000)),
         after=st.one_of(st.none(), names),
@@ -313,7 +349,7 @@ class StoreMachine(RuleBasedStateMachine):
         written = ordered(self.models[run].entries)
         return data.draw(st.sampled_from(written) if written else names, "name")
 
-    @rule(handle=which_handle, run=which_run, data=st.data())
+    @rule(handle=handles, run=runs, data=st.data())
     def history(self, handle: int, run: int, data: st.DataObject) -> None:
         name = self.known(run, data)
         limit = data.draw(st.one_of(st.none(), st.integers(0, 3)), "limit")
@@ -333,7 +369,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.models[run].check_history(name, as_entries(found))
         return as_entries(found)
 
-    @rule(handle=which_handle, run=which_run, off=st.integers(-1, 1), data=st.data())
+    @rule(handle=handles, run=runs, off=st.integers(-1, 1), data=st.data())
     def get_at(self, handle: int, run: int, off: int, data: st.DataObject) -> None:
         name = data.draw(names) if data.draw(st.integers(0, 3)) == 0 else self.known(run, data)
         model = self.models[run]
@@ -361,7 +397,7 @@ class StoreMachine(RuleBasedStateMachine):
                 return
         raise AssertionError(f"{name!r} at {version}: {kind} {found}, expected {expected}")
 
-    @rule(handle=which_handle, run=which_run, keep=keeps)
+    @rule(handle=handles, run=runs, keep=keeps)
     def set_retention(self, handle: int, run: int, keep: int | None) -> None:
         self.retain(handle, run, keep)
 
@@ -373,51 +409,70 @@ class StoreMachine(RuleBasedStateMachine):
         self.has_record[run] = True
         self.last_version = max(self.last_version, self.newest_version())
 
-    @rule(handle=which_handle)
+    @rule(handle=handles)
     def sweep(self, handle: int) -> None:
+        self.clean(handle)
+
+    def clean(self, handle: int) -> None:
         self.handles[handle]._engine.sweep()
 
     # -- snapshots ----------------------------------------------------------------------------
 
-    @rule(handle=which_handle)
+    @rule(handle=handles)
     def open_snapshot(self, handle: int) -> None:
+        self.hold(handle)
+
+    def hold(self, handle: int) -> None:
         snapshot = self.handles[handle].snapshot()
         assert snapshot.version >= self.last_version
         content = [model.visible() for model in self.models]
         self.snapshots.append(HeldSnapshot(handle, snapshot, content))
         self.versions.append(snapshot.version)
 
+    def let_go(self) -> None:
+        """Closes the oldest snapshot."""
+        if self.snapshots:
+            self.close(self.snapshots[0])
+
     @precondition(lambda self: self.snapshots)
-    @rule(run=which_run, prefix=prefixes, data=st.data())
+    @rule(run=runs, prefix=prefixes, data=st.data())
     def read_snapshot(self, run: int, prefix: str, data: st.DataObject) -> None:
         held = data.draw(st.sampled_from(self.snapshots), "snapshot")
-        self.check_snapshot(held, run, prefix)
+        self.check_snapshot(held, run, NAMES)
+        self.scan_snapshot(held, run, prefix)
 
-    def check_snapshot(self, held: HeldSnapshot, run: int, prefix: str) -> None:
+    def check_snapshot(self, held: HeldSnapshot, run: int, chosen: list[str]) -> None:
         content, snapshot = held.content[run], held.snapshot
-        expected = [(name, value) for name, value in content.items() if name.startswith(prefix)]
-        assert equal_pairs(list(snapshot.scan_prefix(self.runs[run], prefix)), expected)
-        for name in {*NAMES[:6], *[name for name, _ in expected[:5]]}:
+        for name in chosen:
             found = snapshot.get_versioned(self.runs[run], name)
             assert (found is not None) == snapshot.exists(self.runs[run], name)
             assert (found is not None) == (name in content)
             assert values.strict_equal(snapshot.get(self.runs[run], name), content.get(name))
             assert found is None or found.version.value <= snapshot.version
 
+    def scan_snapshot(self, held: HeldSnapshot, run: int, prefix: str) -> None:
+        content = held.content[run]
+        expected = [(name, value) for name, value in content.items() if name.startswith(prefix)]
+        found = list(held.snapshot.scan_prefix(self.runs[run], prefix))
+        assert equal_pairs(found, expected)
+
     @precondition(lambda self: self.snapshots)
     @rule(data=st.data())
     def close_snapshot(self, data: st.DataObject) -> None:
-        held = data.draw(st.sampled_from(self.snapshots), "snapshot")
+        self.close(data.draw(st.sampled_from(self.snapshots), "snapshot"))
+
+    def close(self, held: HeldSnapshot) -> None:
         for run in (0, 1):
-            self.check_snapshot(held, run, "")
+            self.check_snapshot(held, run, HOT)
+            self.scan_snapshot(held, run, "")
         held.snapshot.close()
         self.snapshots.remove(held)
 
     # -- transactions -------------------------------------------------------------------------
 
     @rule(
-        handle=which_handle,
-        run=which_run,
+        handle=handles,
+        run=runs,
         serializable=st.booleans(),
         script=scripts,
         end=st.sampled_from(["commit", "commit", "commit", "roll back", "keep open"]),
@@ -537,7 +592,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- handles ------------------------------------------------------------------------------
 
-    @rule(handle=which_handle)
+    @rule(handle=handles)
     def close_and_open_again(self, handle: int) -> None:
         old, other = self.handles[handle], self.handles[1 - handle]
         old.close()
@@ -571,7 +626,8 @@ class StoreMachine(RuleBasedStateMachine):
             for name in ordered(model.entries):
                 self.check_history(0, run, name)
             for held in self.snapshots:
-                self.check_snapshot(held, run, "")
+                self.check_snapshot(held, run, NAMES)
+                self.scan_snapshot(held, run, "")
 
     @rule()
     def look_at_everything(self) -> None:
