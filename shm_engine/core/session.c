@@ -19,7 +19,7 @@
 #define ASK_AGAIN_NS 10000000u
 #define PARK_NS 1000000u
 #define REPAIRS_MAX 8u
-#define PATIENCE_NS (UINT64_C(1000) * 1000000u)
+#define PATIENCE_NS (UINT64_C(3000) * 1000000u)
 
 se_status se_session_open(se_session *session, se_store *store) {
     memset(session, 0, sizeof *session);
