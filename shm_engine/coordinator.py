@@ -95,6 +95,13 @@ def _write_info(folder: Path, info: Info) -> None:
     aside.rename(folder / INFO_FILE)
 
 
+def is_readable(descriptor: int, seconds: float) -> bool:
+    """Waits that long for something to read, or for the end of it."""
+    poll = select.poll()  # select() knows descriptors up to 1023 only
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
 def wait_for_end(identity: int, seconds: float) -> bool:
     """Waits until the process has ended, without polling where the kernel can tell."""
     try:
@@ -104,9 +111,7 @@ def wait_for_end(identity: int, seconds: float) -> bool:
     try:
         if not process_alive(identity):
             return True
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+        return is_readable(descriptor, seconds)
     finally:
         os.close(descriptor)
 
@@ -168,7 +173,7 @@ def _read_answer(readable: int) -> dict[str, Any]:
     data = b""
     with os.fdopen(readable, "rb", buffering=0) as pipe:
         while not data.endswith(b"\n") and (left := deadline - time.monotonic()) > 0:
-            if not select.select([pipe], [], [], left)[0]:
+            if not is_readable(readable, left):
                 break
             chunk = pipe.read(4096)
             if not chunk:

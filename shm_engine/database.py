@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import os
 import random
+import select
 import threading
 import time
 import weakref
@@ -47,6 +48,7 @@ BACKOFF_FIRST_S: Final = 0.010
 BACKOFF_MAX_S: Final = 0.100
 JOIN_TRIES: Final = 200
 LEAVE_S: Final = 15.0
+START_AGAIN_S: Final = 0.5
 KINDS: Final = ("in_memory", "no_durability", "buffered", "strict")
 
 
@@ -565,60 +567,62 @@ class _Watch:
     def __init__(self, database: Database) -> None:
         self._database = weakref.ref(database)
         self._stop_reading, self._stop_writing = os.pipe()
+        self._stopped_itself = False
         self._thread = threading.Thread(target=self._run, name="shm_engine-watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Ends the thread."""
+        if self._thread is threading.current_thread():
+            self._stopped_itself = True  # it dropped the last reference to the handle
+            return
         os.write(self._stop_writing, b"x")
-        if self._thread is not threading.current_thread():
-            self._thread.join()
-        os.close(self._stop_writing)
+        self._thread.join()
+        self.abandon()
 
     def abandon(self) -> None:
-        """In a forked child, which has no such thread: lets go of the parent's pipe."""
+        """Lets go of the pipe; a forked child has no such thread."""
         os.close(self._stop_reading)
         os.close(self._stop_writing)
 
     def _run(self) -> None:
-        try:
-            while self._watch_once():
-                pass
-        finally:
-            os.close(self._stop_reading)
+        while self._watch_once():
+            pass
+        if self._stopped_itself:
+            self.abandon()
 
     def _watch_once(self) -> bool:
-        import select
-
         database = self._database()
         if database is None or database.closed or database.path is None:
             return False
         folder, segments = database.path, database._segments
         del database
+        if self._stopped_itself:
+            return False
         info = coordinator.read_info(folder)
         if info is None or info.segments != segments:
             return False
-        poll = select.poll()
-        poll.register(self._stop_reading, select.POLLIN)
-        try:
-            descriptor = os.pidfd_open(info.pid)
-        except OSError:
-            descriptor = None
-        try:
-            if descriptor is not None and process_alive(info.identity):
-                poll.register(descriptor, select.POLLIN)
-                ready = poll.poll()
-                if any(number == self._stop_reading for number, _ in ready):
-                    return False
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
-        if not segments.exist():
+        if self._is_stopped_before_the_end_of(info) or not segments.exist():
             return False
         try:
             return coordinator.start(folder, None)
         except errors.Error:
-            return not poll.poll(500)
+            return not coordinator.is_readable(self._stop_reading, START_AGAIN_S)
+
+    def _is_stopped_before_the_end_of(self, info: coordinator.Info) -> bool:
+        """Sleeps until the coordinator has died, or this handle closes."""
+        try:
+            descriptor = os.pidfd_open(info.pid)
+        except OSError:
+            return False
+        try:
+            poll = select.poll()
+            poll.register(self._stop_reading, select.POLLIN)
+            poll.register(descriptor, select.POLLIN)
+            ready = poll.poll() if process_alive(info.identity) else []
+        finally:
+            os.close(descriptor)
+        return any(number == self._stop_reading for number, _ in ready)
 
 
 def _after_fork(handle: weakref.ref[Database]) -> None:
