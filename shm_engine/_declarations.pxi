@@ -53,7 +53,7 @@ cdef extern from "layout.h" nogil:
         uint64_t max_pending_writes
     ctypedef struct se_sequencer:
         se_word commit_version, durable_version, trim_horizon, trim_effective, removed_horizon
-        se_word arena_bump, arena_allocated, retired_size, ring_head, ring_tail
+        se_word arena_bump, arena_allocated, ring_head, ring_tail
         se_word live_keys, ttl_keys, garbage_size, trimmed_versions, pressure_trimmed
         se_word commits, conflicts, recoveries, reaped_clients
         se_word timing, section_update_ns, section_update_count

@@ -10,7 +10,7 @@
 #define MAP_WINDOW (UINT64_C(1) << 20)
 #define MAP_MARGIN (UINT64_C(256) << 10)
 #define GROW_MIN (UINT64_C(1) << 20)
-#define GROW_MAX (UINT64_C(64) << 20)
+#define GROW_MAX (UINT64_C(4) << 20) /* about a millisecond */
 
 uint32_t se_class_of(uint64_t size) {
     if (size <= SMALL_MAX)

@@ -30,9 +30,11 @@ static se_status grow_ahead(se_store *store) {
     uint64_t allocated = se_load_acquire(&store->seq->arena_allocated);
     uint64_t ahead = bump / 4;
     ahead = ahead < (UINT64_C(1) << 20) ? UINT64_C(1) << 20 : ahead > AHEAD_MAX ? AHEAD_MAX : ahead;
-    if (allocated - bump >= ahead || allocated == store->data_size)
-        return SE_OK;
-    se_status status = se_arena_grow(store, SE_GROW_AHEAD);
+    se_status status = SE_OK;
+    while (status == SE_OK && allocated - bump < ahead && allocated < store->data_size) {
+        status = se_arena_grow(store, SE_GROW_AHEAD);
+        allocated = se_load_acquire(&store->seq->arena_allocated);
+    }
     return status == SE_FULL ? SE_OK : status;
 }
 

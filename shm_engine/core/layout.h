@@ -82,21 +82,21 @@ typedef struct {
     se_word run_epoch;                      /* changes when a run's leaf comes or goes */
     se_word safe_epoch;                     /* blocks retired up to here may be freed */
 
+    /* What every commit changes, on one line: it moves from core to core with the mutex. */
     _Alignas(SE_LINE) se_word arena_bump;
-    se_word arena_free;      /* bytes on the free lists (recounted after a death) */
-    se_word arena_allocated; /* any client, grows only: bytes backed by memory */
-    se_word arena_exhausted; /* any client: 1 = the last attempt to grow found no memory */
-
-    _Alignas(SE_LINE) se_word ring_offset; /* the retire ring */
-    se_word ring_capacity;
-    se_word ring_head;
-    se_word ring_tail;
-    se_word chain_next; /* where the chain that is being freed goes on */
-    se_word retired_size; /* bytes waiting in the ring (estimate) */
-
-    _Alignas(SE_LINE) se_word undo_version; /* the version being committed; see undo.h */
+    se_word arena_free;   /* bytes on the free lists (recounted after a death) */
+    se_word undo_version; /* the version being committed; see undo.h */
     se_word undo_count;
     se_word taken_count;
+    se_word ring_head; /* the retire ring */
+    se_word ring_tail;
+    se_word commits;
+
+    _Alignas(SE_LINE) se_word arena_allocated; /* any client, grows only: bytes backed by memory */
+    se_word arena_exhausted; /* any client: 1 = the last attempt to grow found no memory */
+    se_word ring_offset;
+    se_word ring_capacity;
+    se_word chain_next;      /* where the chain that is being freed goes on */
     se_word undo_allocated;  /* entries backed by memory */
     se_word taken_allocated; /* entries backed by memory */
 
@@ -105,7 +105,6 @@ typedef struct {
     se_word garbage_size; /* superseded bytes that retention allows to go (estimate) */
     se_word trimmed_versions;
     se_word pressure_trimmed; /* of these, by the high-water rule */
-    se_word commits;
     se_word conflicts;
     se_word recoveries; /* deaths of a holder that were mended */
     se_word reaped_clients;
@@ -129,8 +128,8 @@ typedef struct {
 _Static_assert(offsetof(se_sequencer, commit_version) == 64, "sequencer.commit_version");
 _Static_assert(offsetof(se_sequencer, trim_horizon) == 128, "sequencer.trim_horizon");
 _Static_assert(offsetof(se_sequencer, arena_bump) == 192, "sequencer.arena_bump");
-_Static_assert(offsetof(se_sequencer, ring_offset) == 256, "sequencer.ring_offset");
-_Static_assert(offsetof(se_sequencer, undo_version) == 320, "sequencer.undo_version");
+_Static_assert(offsetof(se_sequencer, arena_allocated) == 256, "sequencer.arena_allocated");
+_Static_assert(offsetof(se_sequencer, live_keys) == 320, "sequencer.live_keys");
 _Static_assert(sizeof(se_sequencer) <= SE_PAGE, "sequencer fits its page");
 
 enum { SE_REQUEST_IDLE = 0, SE_REQUEST_PENDING = 1, SE_REQUEST_TAKEN = 2 };

@@ -8,6 +8,7 @@
 #include "client.h"
 #include "futex.h"
 #include "index.h"
+#include "keeper.h"
 #include "sequencer.h"
 #include "sweep.h"
 
@@ -16,6 +17,8 @@
 #define SPIN_ROUNDS 12
 #define SPIN_STEPS 40
 #define YIELD_ROUNDS 6
+#define RING_MARGIN (UINT64_C(8) << 20)
+#define RING_STEP (UINT64_C(1) << 20)
 #define ASK_AGAIN_NS 10000000u
 #define PARK_NS 1000000u
 #define REPAIRS_MAX 8u
@@ -186,7 +189,12 @@ se_status se_session_submit(se_session *session) {
     se_store *store = session->store;
     uint64_t margin = store->header->reserve_size + (UINT64_C(256) << 10) + session->used * 2;
     uint64_t bump = se_load_relaxed(&store->seq->arena_bump);
-    if (SE_UNLIKELY(bump + margin > se_load_acquire(&store->seq->arena_allocated)))
+    uint64_t allocated = se_load_acquire(&store->seq->arena_allocated);
+    if (SE_UNLIKELY(bump + RING_MARGIN > allocated && bump > store->rung_bump + RING_STEP)) {
+        store->rung_bump = bump; /* the keeper sleeps, and this goes faster than it expects */
+        se_keeper_ring(store);
+    }
+    if (SE_UNLIKELY(bump + margin > allocated))
         grow_ahead(store);
     se_arena_map_ahead(store);
     return send(session);

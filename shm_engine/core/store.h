@@ -27,6 +27,7 @@ typedef struct se_store {
     se_undo_entry *undo;
     se_word *taken;
     se_word mapped_to;      /* arena bytes whose pages this process has mapped ahead */
+    uint64_t rung_bump;     /* the bump pointer when this process last rang the keeper's bell */
     se_word asked_ns;       /* when this process last asked for memory in vain */
     uint64_t identity;      /* of this process */
     uint64_t undo_count;    /* the holder's private copies of the shared counts */

@@ -111,7 +111,6 @@ static void print_sequencer(void) {
     FIELD(se_sequencer, ring_head);
     FIELD(se_sequencer, ring_tail);
     FIELD(se_sequencer, chain_next);
-    FIELD(se_sequencer, retired_size);
     FIELD(se_sequencer, undo_version);
     FIELD(se_sequencer, undo_count);
     FIELD(se_sequencer, taken_count);

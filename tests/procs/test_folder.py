@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -230,7 +231,6 @@ def test_segments_of_killed_processes_are_removed_by_the_next_open(
     alive = crew.start(make_and_wait)
     left_over, in_use = killed.receive(), alive.receive()
     killed.kill()
-    assert segments_exist(left_over)
     opening(folder)
     assert not segments_exist(left_over)
     assert segments_exist(in_use)
@@ -279,9 +279,9 @@ def test_half_made_segments_of_a_killed_process_are_removed(crew: Crew) -> None:
     """Killed between making or removing the two, or before they were laid out."""
     killed = crew.start(make_and_wait)
     control, data = (FOLDER / name for name in killed.receive())
-    killed.kill()
     with control.open("rb") as file:
         whole = file.read(8192)
+    killed.kill()
     cases = {
         "only one made": (b"", None),
         "both empty": (b"", b""),
@@ -380,6 +380,28 @@ def test_opening_a_folder_first_and_last_leaks_nothing(folder: Path) -> None:
         Database.open(folder, MEMORY, map_size=1 << 22).close()
     assert (descriptors(), threading.active_count(), mappings()) == before
     assert sorted(path.name for path in folder.iterdir()) == ["coordinator.lock"]
+
+
+def test_a_process_with_thousands_of_descriptors_opens_a_folder(folder: Path, crew: Crew) -> None:
+    """select() knows the first 1024 only."""
+    crew.start(open_with_many_descriptors, folder).join()
+
+
+def open_with_many_descriptors(channel: Channel, folder: Path) -> None:
+    """Opens, loses the coordinator, and closes, all with large descriptors."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    assert most == resource.RLIM_INFINITY or most > 2000, f"{most} descriptors are too few here"
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1500)]
+    with Database.open(folder, MEMORY, map_size=1 << 22) as database:
+        KVStore(database).put(RUN, "key", 1)
+        info = info_of(folder)
+        os.kill(info.pid, signal.SIGKILL)
+        wait_until(lambda: info_of(folder).pid != info.pid, "a successor", 5)
+        assert KVStore(database).get(RUN, "key") == 1
+    assert coordinator.read_info(folder) is None
+    for descriptor in held:
+        os.close(descriptor)
 
 
 def test_a_failed_opening_leaks_nothing(tmp_path: Path) -> None:

@@ -6,15 +6,17 @@ import os
 import random
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from shm_engine import coordinator
+from shm_engine import coordinator, errors
 from shm_engine._core import RunId
 from shm_engine.database import Database
 from shm_engine.durability import Durability
 from shm_engine.primitives.kv import KVStore
 from shm_engine.retention import RetentionPolicy
+from shm_engine.segments import clear_leftovers
 from tests.harness.shared import (
     SequencerView,
     check_structure,
@@ -296,6 +298,43 @@ def use_and_wait(channel: Channel, database: Database) -> None:
     assert KVStore(database).get(RUN, "a") == 1
     channel.send("used")
     database.close()
+
+
+def test_a_watch_whose_successor_dies_before_it_answers_starts_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The poll for the pause before the next try still held the closed descriptor of the dead
+    coordinator, which ended the watch, and closing the handle then failed with a broken pipe."""
+    start = coordinator.start
+    failures: list[Any] = []
+
+    def fail_twice(*arguments: Any) -> bool:
+        if len(failures) < 2:
+            failures.append(arguments)
+            raise errors.Unavailable("The coordinator ended without an answer.")
+        return start(*arguments)
+
+    with Database.open(folder, MEMORY, map_size=MAP_SIZE) as database:
+        monkeypatch.setattr(coordinator, "start", fail_twice)
+        dead = kill_coordinator(folder)
+        wait_until(lambda: info_of(folder).pid != dead.pid, "a successor", 5)
+        assert len(failures) == 2
+        assert KVStore(database).incr(RUN, "key") == 1
+
+
+def test_a_handle_closes_well_although_its_watch_has_given_up(folder: Path) -> None:
+    with Database.open(folder, MEMORY, map_size=MAP_SIZE) as database:
+        info = info_of(folder)
+        (folder / "coordinator.json").unlink()
+        os.kill(info.pid, signal.SIGKILL)
+        assert coordinator.wait_for_end(info.identity, 10)
+        watch = database._watch
+        assert watch is not None
+        watch._thread.join(5)
+        assert not watch._thread.is_alive()
+        assert KVStore(database).incr(RUN, "key") == 1
+    clear_leftovers()
+    assert segments_by(info.pid) == []
 
 
 def test_the_last_close_after_the_coordinators_death_leaves_nothing(folder: Path) -> None:
