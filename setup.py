@@ -22,7 +22,8 @@ from setuptools.command.build_ext import build_ext
 PACKAGE = Path("shm_engine")
 GLUE = PACKAGE / "_core.pyx"
 CORE_SOURCES = sorted(str(path) for path in PACKAGE.glob("core/*.c"))
-CORE_HEADERS = sorted(str(path) for path in PACKAGE.glob("core/*.h"))
+CORE_SOURCES.append(str(PACKAGE / "codec.c"))
+CORE_HEADERS = sorted(str(path) for kind in ("*.h", "core/*.h") for path in PACKAGE.glob(kind))
 GLUE_PARTS = sorted(str(path) for kind in ("*.pxd", "*.pxi") for path in PACKAGE.glob(kind))
 
 CORE_FLAGS = ["-std=c11", "-O3", "-Wall", "-Wextra", "-Werror"]
@@ -65,7 +66,7 @@ class BuildCore(build_ext):
                 [source],
                 output_dir=self.build_temp,
                 macros=MACROS,
-                include_dirs=[str(PACKAGE / "core")],
+                include_dirs=[str(PACKAGE), str(PACKAGE / "core")],
                 debug=self.debug,
                 extra_postargs=CORE_FLAGS,
             )
@@ -91,7 +92,7 @@ setup(
             "shm_engine._core",
             sources=[str(GLUE)],
             depends=["setup.py", *CORE_SOURCES, *CORE_HEADERS, *GLUE_PARTS],
-            include_dirs=[str(PACKAGE / "core")],
+            include_dirs=[str(PACKAGE), str(PACKAGE / "core")],
             define_macros=MACROS,
             extra_compile_args=GLUE_FLAGS,
             libraries=["pthread", "rt"],

@@ -34,7 +34,8 @@ cdef class _Attachment:
     cdef uint64_t threads_id
     cdef uint64_t fork_count
     cdef uint32_t member
-    cdef bint is_open, is_member, is_mapped
+    cdef bint is_open, is_member, is_mapped, is_strict
+    cdef bint is_leaving # writes no more
     cdef int busy, inside
     cdef list entries      # snapshot entries that this process has claimed
     cdef list idle_entries # those of them that no open Pin uses
@@ -62,6 +63,7 @@ cdef class _Attachment:
         status = se_client_join(&self.store, SE_SLOT_MEMBER, &slot)
         if status != SE_OK:
             self.fail(status)
+        se_fence_full() # of the two, one sees the other: this the phase, or who leaves the slot
         if se_load_acquire_u32(&self.store.seq.phase) != SE_PHASE_SERVING:
             se_client_leave(&self.store, slot)
             return False
@@ -70,10 +72,20 @@ cdef class _Attachment:
         return True
 
     def leave(self):
+        """Gives the handle's slot back, when no other thread is within a commit; none begins from
+        now on. Behind the last member the coordinator goes, and with it whoever writes the log."""
+        self.is_leaving = True
         if self.is_open and self.is_member and self.fork_count == se_fork_count:
-            self.is_member = False
-            se_client_leave(&self.store, self.member)
-            se_keeper_ring(&self.store)
+            try:
+                while se_threads_committing(self.threads_id):
+                    time.sleep(0.0002)
+            finally:
+                self.is_member = False
+                se_client_leave(&self.store, self.member)
+                se_keeper_ring(&self.store)
+
+    cdef object closed_error(self):
+        return errors.Closed("The database handle is closed; open the database again.")
 
     def try_leave_last(self):
         """The coordinator's: stops taking members if there are none; True if it did."""
@@ -81,10 +93,20 @@ cdef class _Attachment:
         if se_client_members(&self.store) or not se_swap_if_equal_u32(
                 &self.store.seq.phase, SE_PHASE_SERVING, SE_PHASE_LEAVING):
             return False
+        se_fence_full()
         if se_client_members(&self.store):
             se_swap_if_equal_u32(&self.store.seq.phase, SE_PHASE_LEAVING, SE_PHASE_SERVING)
             return False
         return True
+
+    def is_deserted(self):
+        """A successor's: whether nobody lives here; then nobody can join any more either, also
+        somebody who found the dead coordinator alive a moment ago."""
+        if self.try_leave_last():
+            return True
+        se_fence_full()
+        return (se_load_acquire_u32(&self.store.seq.phase) == SE_PHASE_LEAVING
+                and se_client_members(&self.store) == 0)
 
     def members(self):
         self.check_open()
@@ -134,6 +156,16 @@ cdef class _Attachment:
         self.is_open = False
         while self.busy > 0 and self.fork_count == se_fork_count:
             time.sleep(0.0002)
+        self.give_back()
+        self.idle_entries = []
+        self.entries = []
+        free(self.keeper)
+        self.keeper = NULL
+        if self.inside == 0:
+            self.unmap()
+
+    cdef give_back(self):
+        """What others see of this process, but for the slots of its threads."""
         if self.fork_count == se_fork_count:
             for entry in self.entries:
                 se_snapshot_release(&self.store, entry)
@@ -145,12 +177,6 @@ cdef class _Attachment:
                 with nogil:
                     se_keeper_stop(self.thread)
         self.thread = NULL
-        self.idle_entries = []
-        self.entries = []
-        free(self.keeper)
-        self.keeper = NULL
-        if self.inside == 0:
-            self.unmap()
 
     cdef unmap(self):
         self.is_mapped = False
@@ -160,16 +186,15 @@ cdef class _Attachment:
         se_store_detach(&self.store)
 
     def __dealloc__(self):
-        # Handles close; an attachment that is only dropped leaves its slots to the reaper.
-        if self.thread != NULL and self.fork_count == se_fork_count:
-            se_keeper_stop(self.thread)
+        # Handles close; one whose making or closing was interrupted is only dropped.
         if self.is_mapped:
+            self.give_back()
             self.unmap()
         free(self.keeper)
 
     cdef int check_open(self) except -1:
         if not self.is_open:
-            raise errors.Closed("The database handle is closed; open the database again.")
+            raise self.closed_error()
         return 0
 
     cdef int check_fork(self) except -1:
@@ -214,16 +239,21 @@ cdef class _Attachment:
 
     # -- errors -------------------------------------------------------------------------------
 
+    cdef uint32_t slots(self):
+        """How many there are for clients."""
+        return self.store.header.max_clients - (self.store.header.wal_ring_size != 0)
+
     cdef fail(self, se_status status):
         if status == SE_FULL:
             raise errors.StorageFull(
                 f"The database has no shared memory left ({se_arena_used(&self.store)} of "
                 f"{self.store.header.data_size} bytes are in use) and no history that may go. "
-                f"Reads and deletes still work. Open it with a larger map_size, choose a "
-                f"retention policy, or give /dev/shm more room (--shm-size in a container).")
+                f"Reads and deletes still work (deletes of few keys at a time). Open it with a "
+                f"larger map_size, choose a retention policy, or give /dev/shm more room "
+                f"(--shm-size in a container).")
         if status == SE_TOO_MANY:
             raise errors.Unavailable(
-                f"All {self.store.header.max_clients} client slots are taken by living threads. "
+                f"All {self.slots()} client slots are taken by living threads. "
                 f"Close handles that are not needed, or open the database with a larger "
                 f"max_clients.")
         if status == SE_TOO_LARGE:
@@ -237,6 +267,11 @@ cdef class _Attachment:
                                     "all its handles and open it again.")
         if status == SE_CLOSED:
             self.check_open()
+        if status == SE_READ_ONLY:
+            raise errors.IoError(
+                f"The database takes no writes: {text_of(self.store.seq.log_failure)}. Reads go on. "
+                f"Remove the cause, close all handles and open it again: what was acknowledged is "
+                f"kept.")
         name = se_status_exception(status).decode() or "InternalError"
         raise getattr(errors, name)(se_status_text(status).decode())
 

@@ -26,7 +26,9 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from cpython.unicode cimport PyUnicode_DecodeUTF8
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
+from cpython.unicode cimport PyUnicode_Compare, PyUnicode_DecodeUTF8
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 
@@ -47,7 +49,7 @@ cdef enum:
     SCAN_BATCH = 1024
     WAIT_NS = 50000000
     ENCODED_MAX = 33554432
-    SMALL_VALUE = 8192    # up to here copying costs less than a memoryview
+    PLAIN_MAX = 4096      # larger values are encoded by the library
 
 cdef object _unpackb = msgpack.unpackb
 cdef object _Packer = msgpack.Packer
@@ -61,25 +63,33 @@ include "_values.pxi"
 include "_attachment.pxi"
 include "_reading.pxi"
 include "_writing.pxi"
+include "_durable.pxi"
+include "_logfile.pxi"
 
 
 @cython.no_gc_clear
-cdef class Store(_Writer):
+cdef class Store(_Durable):
     """One process's attachment to one database; see _core.pyi for the meaning of each method."""
 
     @staticmethod
     def create(int control_fd, int data_fd, *, uint64_t map_size, uint32_t max_clients,
                uint32_t durability_kind=0, uint32_t flush_interval_ms=0,
-               uint64_t max_pending_writes=0):
+               uint64_t max_pending_writes=0, bytes database_id=b"", str folder=""):
         cdef Store self = Store.__new__(Store)
         cdef se_options options
         memset(&options, 0, sizeof(options))
         options.map_size = map_size
-        options.max_clients = max_clients
+        # The coordinator's checkpoints need one, too.
+        options.max_clients = min(max_clients + (durability_kind != SE_IN_MEMORY), 4096)
         options.durability_kind = durability_kind
         options.flush_interval_ms = flush_interval_ms
         options.max_pending_writes = max_pending_writes
         options.created_us = se_clock_real_us()
+        if len(database_id) == 16:
+            memcpy(options.database_id, PyBytes_AS_STRING(database_id), 16)
+        path = os.fsencode(folder)
+        if len(path) < sizeof(options.folder):
+            memcpy(options.folder, PyBytes_AS_STRING(path), len(path))
         status = se_store_create(&self.store, control_fd, data_fd, &options)
         if status == SE_INVALID:
             raise errors.ConstraintViolation(
@@ -118,8 +128,20 @@ cdef class Store(_Writer):
         raise errors.IoError(f"Mapping shared memory failed ({code}: {os.strerror(_errno())}).")
 
     cdef begin(self):
+        """Copies the descriptors: the caller closes its own ones, whatever comes between."""
+        cdef list copies = []
+        try:
+            copies.append(os.dup(self.store.control_fd))
+            copies.append(os.dup(self.store.data_fd))
+        except OSError as error:
+            for copy in copies:
+                os.close(copy)
+            se_store_detach(&self.store)
+            raise errors.IoError(f"Mapping shared memory failed ({error}).") from error
+        self.store.control_fd, self.store.data_fd = copies
         self.threads_id = se_threads_open(&self.store)
         self.fork_count = se_fork_count
+        self.is_strict = self.store.header.durability_kind == SE_STRICT
         self.is_open = True
         self.is_mapped = True
 
@@ -134,7 +156,7 @@ cdef class Store(_Writer):
             status = se_sweep_all(&self.store, 0, se_clock_real_us())
         self.busy -= 1
         if status != SE_OK:
-            self.fail(status)
+            self.fail(SE_FULL if status == SE_NEED_SPACE else status)
 
     def set_timing(self, bint on):
         self.check_open()
@@ -156,6 +178,14 @@ cdef class Store(_Writer):
         inserts = se_load_relaxed(&seq.section_insert_count)
         return {
             "version": se_load_acquire(&seq.commit_version),
+            "durable_version": (se_load_acquire(&seq.durable_version)
+                                if self.store.header.wal_ring_size else 0),
+            "log_bytes": se_load_relaxed(&seq.log_size),
+            "log_ring_bytes": (se_load_relaxed(&seq.wal_tail)
+                               - se_load_relaxed(&seq.wal_consumed)),
+            "syncs": se_load_relaxed(&seq.syncs),
+            "checkpoint_version": se_load_relaxed(&seq.checkpoint_version),
+            "checkpoint_bytes": se_load_relaxed(&seq.checkpoint_size),
             "commits": se_load_relaxed(&seq.commits),
             "conflicts": se_load_relaxed(&seq.conflicts),
             "keys": se_load_relaxed(&seq.live_keys),
@@ -189,6 +219,20 @@ cdef class Store(_Writer):
 def process_identity(uint32_t pid):
     """start time << 32 | pid, 0 if the process is dead (a zombie is)."""
     return se_process_identity(pid)
+
+
+def encode_plain(value):
+    """The packed value if codec.c takes it, else None (for tests: against the library)."""
+    cdef uint8_t plain[PLAIN_MAX]
+    cdef size_t size = se_codec_write(value, plain, PLAIN_MAX)
+    return PyBytes_FromStringAndSize(<char *> plain, size) if size else None
+
+
+def decode_plain(bytes data not None, default=None):
+    """The value if codec.c takes the bytes, else the default (for tests: against the library)."""
+    cdef PyObject *plain = se_codec_read(<uint8_t *> PyBytes_AS_STRING(data),
+                                         PyBytes_GET_SIZE(data))
+    return default if plain == NULL else take_over(plain)
 
 
 def process_alive(uint64_t identity):

@@ -103,6 +103,31 @@ def to_run(run):
     return as_run(run)
 
 
+def plain_pairs(list pairs not None):
+    """Two lists, names and values, of equal names the last; None unless all pairs are tuples of a
+    str and a value. Names that rise differ, which saves a dict that would find it out."""
+    cdef list names = []
+    cdef list found = []
+    cdef dict last
+    cdef bint rising = True
+    before = None
+    for pair in pairs:
+        if type(pair) is not tuple or len(<tuple> pair) != 2:
+            return None
+        name = (<tuple> pair)[0]
+        if type(name) is not str:
+            return None
+        if rising and before is not None and PyUnicode_Compare(before, name) >= 0:
+            rising = False
+        before = name
+        names.append(name)
+        found.append((<tuple> pair)[1])
+    if rising:
+        return names, found
+    last = dict(zip(names, found))
+    return list(last), list(last.values())
+
+
 cdef Py_ssize_t fill_key(uint8_t *key, RunId run, int tag, object name, bint prefix) except -1:
     """run id | tag | name | 0; a prefix has no terminator and may be empty."""
     cdef Py_ssize_t size

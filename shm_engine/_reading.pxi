@@ -28,12 +28,11 @@ cdef class _Reader(_Attachment):
 
     cdef se_status find_now(self, se_session *session, const uint8_t *key, uint32_t size,
                             const se_record **record) noexcept nogil:
-        """The newest committed record; the caller has pinned. A cut means: take a newer snapshot."""
+        """The newest record that may be seen; the caller has pinned. A cut means: take a newer snapshot."""
         cdef se_status status
         cdef int tries
         for tries in range(1000000):
-            status = self.find(session, key, size, se_load_acquire(&self.store.seq.commit_version),
-                               record)
+            status = self.find(session, key, size, se_visible_version(&self.store), record)
             if status != SE_TRIMMED:
                 return status
         return SE_CORRUPT
@@ -120,7 +119,7 @@ cdef class _Reader(_Attachment):
         cdef Py_ssize_t prefix_size = fill_key(key, run_id, tag, prefix, True)
         cdef Py_ssize_t size = prefix_size
         cdef uint64_t left = (<uint64_t> -1) if limit is None else max(0, limit)
-        cdef _Buffer buffer = _Buffer() if with_values else None
+        cdef list found = [] if with_values else None
         cdef list names = []
         cdef se_iter *iter
         memcpy(first, key, prefix_size)
@@ -139,16 +138,16 @@ cdef class _Reader(_Attachment):
         try:
             while left > 0 and size > 0:
                 size = self.scan_batch(iter, key, prefix_size, first, size, pin, &left, names,
-                                       buffer)
+                                       found)
         except UnicodeDecodeError as error:
             raise damaged(error) from error
         finally:
             free(iter)
-        return names, self.decode_all(buffer, names) if with_values else None
+        return names, found
 
     cdef Py_ssize_t scan_batch(self, se_iter *iter, const uint8_t *prefix,
                                Py_ssize_t prefix_size, uint8_t *first, Py_ssize_t first_size,
-                               Pin pin, uint64_t *left, list names, _Buffer buffer) except -1:
+                               Pin pin, uint64_t *left, list names, list found) except -1:
         """One pin's worth; returns the size of the key to go on with, 0 at the end."""
         cdef const se_record *record
         cdef se_leaf *leaf
@@ -184,31 +183,14 @@ cdef class _Reader(_Attachment):
                     break
                 names.append(PyUnicode_DecodeUTF8(<char *> leaf.key + PREFIX_SIZE,
                                                   leaf.key_size - PREFIX_SIZE - 1, NULL))
-                if buffer is not None:
-                    buffer.add(record.value, record.value_size)
+                if found is not None:
+                    found.append(decode(record.value, record.value_size))
                 left[0] -= 1
         finally:
             self.unpin(session)
         if status != SE_OK:
             self.fail(status)
         return 0
-
-    cdef list decode_all(self, _Buffer buffer, list names):
-        """All values in one call of the decoder: an array's head is put in front."""
-        cdef uint8_t head[8]
-        cdef size_t head_size
-        cdef uint8_t *joined
-        if not names:
-            return []
-        head_size = se_msgpack_write_array(head, <uint32_t> len(names))
-        data = PyBytes_FromStringAndSize(NULL, head_size + buffer.used)
-        joined = <uint8_t *> PyBytes_AS_STRING(data)
-        memcpy(joined, head, head_size)
-        memcpy(joined + head_size, buffer.data, buffer.used)
-        try:
-            return _unpackb(data)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise damaged(error) from error
 
     def history(self, run, int tag, name, limit=None, before=None):
         """([(value, version, timestamp_us, is_tombstone)], cut), newest first."""

@@ -15,10 +15,21 @@ cdef str packed_kind(uint64_t first):
     return "list" if 0x90 <= first <= 0x9f or 0xdc <= first <= 0xdd else "dict"
 
 
-cdef object decode(const uint8_t *data, uint32_t size):
+cdef inline object take_over(PyObject *fresh):
+    """A new reference from C as an object."""
+    found = <object> fresh
+    Py_DECREF(found)
+    return found
+
+
+cdef inline object decode(const uint8_t *data, uint32_t size):
+    cdef PyObject *plain = se_codec_read(data, size)
+    return decode_any(data, size) if plain == NULL else take_over(plain)
+
+
+cdef object decode_any(const uint8_t *data, uint32_t size):
+    """What codec.c does not take: unusual, or damaged."""
     try:
-        if size <= SMALL_VALUE:
-            return _unpackb(PyBytes_FromStringAndSize(<const char *> data, size))
         return _unpackb(PyMemoryView_FromMemory(<char *> data, size, 0x100))
     except (ValueError, TypeError, OverflowError) as error:
         raise damaged(error) from error
@@ -38,15 +49,22 @@ cdef struct _Ready:
     int64_t argument
 
 
+cdef struct _Packed:
+    const uint8_t *data
+    uint32_t size
+    uint8_t plain[PLAIN_MAX]
+
+
 cdef class _Buffer:
-    """Growing memory for encoded values on their way in or out."""
+    """Growing memory for encoded values on their way in."""
     cdef uint8_t *data
     cdef size_t used, room
 
     def __dealloc__(self):
         free(self.data)
 
-    cdef int add(self, const void *source, size_t size) except -1:
+    cdef int reserve(self, size_t size) except -1:
+        """Makes room for so many bytes more."""
         cdef size_t wider
         cdef uint8_t *data
         if self.used + size > self.room:
@@ -56,6 +74,10 @@ cdef class _Buffer:
                 raise MemoryError()
             self.data = data
             self.room = wider
+        return 0
+
+    cdef int add(self, const void *source, size_t size) except -1:
+        self.reserve(size)
         memcpy(self.data + self.used, source, size)
         self.used += size
         return 0

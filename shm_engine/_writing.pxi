@@ -1,5 +1,10 @@
 # _writing.pxi - part of _core.pyx: encoding, write sets, waiting, commits.
 
+cdef bint is_refusal(se_status status) noexcept:
+    """Whether the holder refused because of what it found in the store."""
+    return status in (SE_CONFLICT, SE_MISMATCH, SE_WRONG_TYPE, SE_OVERFLOW, SE_RUN_CLOSED)
+
+
 @cython.no_gc_clear
 cdef class _Writer(_Reader):
     """What writes."""
@@ -12,6 +17,26 @@ cdef class _Writer(_Reader):
 
     cpdef bytes encode(self, value):
         """The packed value, or the precise error of values.explain."""
+        cdef uint8_t plain[PLAIN_MAX]
+        cdef size_t size = se_codec_write(value, plain, PLAIN_MAX)
+        if size > 0:
+            return PyBytes_FromStringAndSize(<char *> plain, size)
+        return self.encode_any(value)
+
+    cdef bytes encode_to(self, value, _Packed *packed):
+        """Encodes a value; what is returned keeps packed.data alive."""
+        cdef bytes alone
+        packed.size = <uint32_t> se_codec_write(value, packed.plain, PLAIN_MAX)
+        packed.data = packed.plain
+        if packed.size > 0:
+            return None
+        alone = self.encode_any(value)
+        packed.size = <uint32_t> PyBytes_GET_SIZE(alone)
+        packed.data = <const uint8_t *> PyBytes_AS_STRING(alone)
+        return alone
+
+    cdef bytes encode_any(self, value):
+        """What codec.c does not take: large, unusual, or wrong."""
         cdef c_bool binary = False
         cdef bytes packed
         try:
@@ -42,18 +67,29 @@ cdef class _Writer(_Reader):
 
     cdef se_status finish(self, se_session *session) except? SE_BUSY:
         """Submits and waits; the status of the reply."""
+        cdef se_status status
         self.inside += 1
         try:
-            return self.submit_and_wait(session)
+            status = self.submit_and_wait(session)
+            if self.is_strict and (status == SE_OK or is_refusal(status)):
+                # A refusal is because of a commit, too, that a power cut could take back.
+                self.wait_durable(se_session_reply_version(session), status != SE_OK)
+            return status
         finally:
             session.committing = False
             self.inside -= 1
+
+    cdef wait_durable(self, uint64_t version, bint refused=False):
+        raise NotImplementedError
 
     cdef se_status submit_and_wait(self, se_session *session) except? SE_BUSY:
         cdef se_status status
         cdef uint64_t started
         cdef object interrupt = None
         cdef bint large = session.used > 65536
+        if self.is_leaving: # looked at and marked in one step: leave() waits for what is marked
+            se_session_abandon(session)
+            raise self.closed_error()
         session.committing = True
         if large:
             self.busy += 1
@@ -79,6 +115,8 @@ cdef class _Writer(_Reader):
             self.busy -= 1
             if status == SE_BUSY:
                 interrupt = self.wait_on(session, started) or interrupt
+                if self.is_leaving and se_session_withdraw(session) == SE_OK:
+                    raise interrupt or self.closed_error()
         if interrupt is not None:
             raise interrupt
         if session.waiting:
@@ -99,7 +137,12 @@ cdef class _Writer(_Reader):
         if (se_clock_ns() - started) * 1e-9 < self.stall_s:
             return None
         owner = se_sequencer_owner(&self.store)
+        repairing = session.repairing
         status = se_session_withdraw(session)
+        if status == SE_OK and repairing:
+            raise errors.Unavailable(
+                f"The log's ring has been full for {self.stall_s:g} s: no coordinator writes it to "
+                f"disk (is it stopped, or the disk?). Nothing was written; try again.")
         if status == SE_OK:
             raise errors.Unavailable(
                 f"Process {owner} has held the sequencer for {self.stall_s:g} s and does not let "
@@ -113,12 +156,11 @@ cdef class _Writer(_Reader):
         return None
 
     cdef add(self, se_session *session, int kind, const uint8_t *key, Py_ssize_t size,
-             bytes packed, uint64_t expires_us, int64_t argument):
+             const _Packed *packed, uint64_t expires_us, int64_t argument):
         cdef se_status status
-        cdef uint32_t value_size = 0 if packed is None else <uint32_t> PyBytes_GET_SIZE(packed)
         status = se_session_add(session, kind, key, <uint32_t> size,
-                                NULL if packed is None else PyBytes_AS_STRING(packed), value_size,
-                                expires_us, argument)
+                                NULL if packed == NULL else packed.data,
+                                0 if packed == NULL else packed.size, expires_us, argument)
         if status != SE_OK:
             se_session_abandon(session)
             self.fail(status)
@@ -169,10 +211,11 @@ cdef class _Writer(_Reader):
         cdef uint8_t key[KEY_MAX]
         cdef RunId run_id = as_run(run)
         cdef Py_ssize_t size = fill_key(key, run_id, tag, name, False)
-        cdef bytes packed = self.encode(value)
+        cdef _Packed packed
+        kept = self.encode_to(value, &packed)
         cdef se_session *session = self.start(run_id, 0)
         cdef se_status status
-        self.add(session, SE_OP_PUT, key, size, packed, expires_us, 0)
+        self.add(session, SE_OP_PUT, key, size, &packed, expires_us, 0)
         status = self.finish(session)
         if status != SE_OK:
             self.fail_commit(session, status, (name,))
@@ -184,7 +227,7 @@ cdef class _Writer(_Reader):
         cdef Py_ssize_t size = fill_key(key, run_id, tag, name, False)
         cdef se_session *session = self.start(run_id, 0)
         cdef se_status status
-        self.add(session, SE_OP_DELETE, key, size, None, 0, 0)
+        self.add(session, SE_OP_DELETE, key, size, NULL, 0, 0)
         status = self.finish(session)
         if status != SE_OK:
             self.fail_commit(session, status, (name,))
@@ -196,7 +239,7 @@ cdef class _Writer(_Reader):
         cdef Py_ssize_t size = fill_key(key, run_id, tag, name, False)
         cdef se_session *session = self.start(run_id, 0)
         cdef se_status status
-        self.add(session, SE_OP_INCREMENT, key, size, None, 0, delta)
+        self.add(session, SE_OP_INCREMENT, key, size, NULL, 0, delta)
         status = self.finish(session)
         if status != SE_OK:
             self.fail_commit(session, status, (name,))
@@ -207,11 +250,12 @@ cdef class _Writer(_Reader):
         cdef uint8_t key[KEY_MAX]
         cdef RunId run_id = as_run(run)
         cdef Py_ssize_t size = fill_key(key, run_id, tag, name, False)
-        cdef bytes packed = self.encode(value)
+        cdef _Packed packed
+        kept = self.encode_to(value, &packed)
         cdef se_session *session = self.start(run_id, 0)
         cdef se_status status
-        self.add(session, SE_OP_EXPECT, key, size, None, 0, <int64_t> expected)
-        self.add(session, SE_OP_PUT, key, size, packed, 0, 0)
+        self.add(session, SE_OP_EXPECT, key, size, NULL, 0, <int64_t> expected)
+        self.add(session, SE_OP_PUT, key, size, &packed, 0, 0)
         status = self.finish(session)
         if status == SE_MISMATCH:
             return None
@@ -219,13 +263,14 @@ cdef class _Writer(_Reader):
             self.fail_commit(session, status, (name, name))
         return se_session_reply_version(session)
 
-    def put_many(self, run, int tag, dict items):
-        """All in one commit; the keys and values are checked before anything is written."""
+    def put_many(self, run, int tag, list names not None, list found not None):
+        """All in one commit; the keys, each there once, and their values are checked before
+        anything is written."""
         cdef RunId run_id = as_run(run)
-        cdef list names = list(items)
-        cdef list found = list(items.values())
         cdef _Buffer sizes = _Buffer()
-        cdef bytes packed = self.encode_all(found, sizes)
+        cdef _Buffer packed = self.encode_all(found, sizes)
+        if len(names) != len(found):
+            raise ValueError("as many names as values")
         cdef se_session *session = self.start(run_id, 0)
         cdef se_status status
         self.add_many(session, run_id, tag, names, packed, sizes)
@@ -234,65 +279,32 @@ cdef class _Writer(_Reader):
             self.fail_commit(session, status, names)
         return se_session_reply_version(session)
 
-    cdef bytes encode_all(self, list found, _Buffer sizes):
+    cdef _Buffer encode_all(self, list found, _Buffer sizes):
         """The packed values one behind the other, and the size of each (32 bits) in sizes."""
-        cdef bytes packed = self.encode_list(found)
-        cdef size_t left = PyBytes_GET_SIZE(packed)
-        cdef const uint8_t *at = <const uint8_t *> PyBytes_AS_STRING(packed)
-        cdef size_t size
-        cdef uint32_t size_32
-        cdef uint8_t head[8]
-        cdef size_t head_size = se_msgpack_write_array(head, <uint32_t> len(found))
-        cdef c_bool binary = False
-        cdef Py_ssize_t index
-        if left > 0:
-            at += head_size
-            left -= head_size
-            for index in range(len(found)):
-                size = se_msgpack_check(at, left, &binary)
-                if size == 0 or size > ENCODED_MAX or (binary and type(found[index]) is not bytes):
-                    break
-                binary = False
-                size_32 = <uint32_t> size
-                sizes.add(&size_32, 4)
-                at += size
-                left -= size
+        cdef _Buffer packed = _Buffer()
+        cdef uint32_t size
+        cdef bytes alone
+        for value in found:
+            packed.reserve(PLAIN_MAX)
+            size = <uint32_t> se_codec_write(value, packed.data + packed.used, PLAIN_MAX)
+            if size > 0:
+                packed.used += size
             else:
-                return packed[head_size:]
-        # Something breaks a rule, or might: one by one, so that the error names it.
-        sizes.used = 0
-        alone = [self.encode(value) for value in found]
-        for packed in alone:
-            size_32 = <uint32_t> PyBytes_GET_SIZE(packed)
-            sizes.add(&size_32, 4)
-        return b"".join(alone)
-
-    cdef bytes encode_list(self, list found):
-        """All values in one call of the encoder; a value it refuses is then told by itself."""
-        cdef bytes packed
-        if self.packing:
-            return b""
-        self.packing = True
-        try:
-            packed = self.pack(found)
-        except Exception:
-            self.renew_packer()
-            return b""
-        finally:
-            self.packing = False
-        if PyBytes_GET_SIZE(packed) > 4194304:
-            self.renew_packer() # its buffer would stay that large
+                alone = self.encode_any(value)
+                size = <uint32_t> PyBytes_GET_SIZE(alone)
+                packed.add(PyBytes_AS_STRING(alone), size)
+            sizes.add(&size, 4)
         return packed
 
     cdef renew_packer(self):
         self.packer = _Packer(strict_types=True, autoreset=True)
         self.pack = self.packer.pack
 
-    cdef int add_many(self, se_session *session, RunId run, int tag, list names, bytes packed,
+    cdef int add_many(self, se_session *session, RunId run, int tag, list names, _Buffer packed,
                       _Buffer sizes) except -1:
         cdef uint8_t key[KEY_MAX]
         cdef Py_ssize_t index, size
-        cdef const uint8_t *at = <const uint8_t *> PyBytes_AS_STRING(packed)
+        cdef const uint8_t *at = packed.data
         cdef uint32_t value_size
         cdef se_status status
         try:
@@ -363,15 +375,18 @@ cdef class _Writer(_Reader):
         cdef uint8_t key[18]
         cdef RunId run_id = as_run(run)
         cdef uint64_t version = 0 if expected is None else expected
+        cdef _Packed packed
         cdef se_session *session
+        packed.data = <const uint8_t *> PyBytes_AS_STRING(record)
+        packed.size = <uint32_t> PyBytes_GET_SIZE(record)
         cdef se_status status
         memcpy(key, run_id.raw, 16)
         key[16] = 5
         key[17] = 0
         session = self.start(run_id, 0)
         if expected is not None:
-            self.add(session, SE_OP_EXPECT, key, 18, None, 0, <int64_t> version)
-        self.add(session, SE_OP_PUT, key, 18, record, 0, 0)
+            self.add(session, SE_OP_EXPECT, key, 18, NULL, 0, <int64_t> version)
+        self.add(session, SE_OP_PUT, key, 18, &packed, 0, 0)
         status = self.finish(session)
         if status == SE_MISMATCH:
             return None

@@ -3,10 +3,12 @@
 
 #include <sys/mman.h>
 
+#include "join.h"
 #include "undo.h"
 
 #define SMALL_MAX 1024u
 #define SMALL_CLASSES (SMALL_MAX / 16u)
+#define LARGEST (UINT64_C(64) << 20) /* of the last class */
 #define MAP_WINDOW (UINT64_C(1) << 20)
 #define MAP_MARGIN (UINT64_C(256) << 10)
 #define GROW_MIN (UINT64_C(1) << 20)
@@ -30,9 +32,23 @@ uint64_t se_class_size(uint32_t size_class) {
     return (UINT64_C(1024) << doubling) + quarter * (UINT64_C(256) << doubling);
 }
 
+uint32_t se_class_within(uint64_t size) {
+    if (size >= LARGEST)
+        return SE_CLASS_COUNT - 1;
+    uint32_t size_class = se_class_of(size);
+    return se_class_size(size_class) > size ? size_class - 1 : size_class;
+}
+
 static se_status need_space(se_store *store, uint64_t size) {
     store->short_of = size;
     return SE_NEED_SPACE;
+}
+
+/* Free blocks that are too small for anybody's record. */
+static void count_scraps(se_store *store, uint32_t size_class, uint64_t change) {
+    se_word *scraps = &store->seq->arena_scraps;
+    if (SE_UNLIKELY(size_class < SE_SCRAP_CLASSES))
+        se_store_relaxed(scraps, se_load_relaxed(scraps) + change);
 }
 
 /* The reserve for deletes is counted over free blocks too, where the arena cannot grow. */
@@ -41,7 +57,7 @@ static bool would_touch_reserve(const se_store *store, uint64_t size) {
     if (SE_LIKELY(store->deleting || !se_load_relaxed(&seq->arena_exhausted)))
         return false;
     uint64_t left = se_load_acquire(&seq->arena_allocated) - se_load_relaxed(&seq->arena_bump) +
-                    se_load_relaxed(&seq->arena_free);
+                    se_load_relaxed(&seq->arena_free) - se_load_relaxed(&seq->arena_scraps);
     return left < size + store->header->reserve_size;
 }
 
@@ -61,6 +77,7 @@ se_status se_arena_take(se_store *store, uint64_t size, uint64_t *offset) {
         se_undo_note_taken(store, (uint64_t)size_class << SE_BLOCK_CLASS_SHIFT | free_block);
         se_store_release(&seq->free_head[size_class], se_load_relaxed(link));
         se_store_relaxed(&seq->arena_free, se_load_relaxed(&seq->arena_free) - full);
+        count_scraps(store, size_class, -full);
         *offset = free_block;
         return SE_OK;
     }
@@ -80,14 +97,10 @@ static void put_on_list(se_store *store, uint64_t offset, uint64_t size) {
     SE_ASSERT(link);
     se_undo_store(store, link, se_load_relaxed(head));
     se_undo_store(store, head, offset);
+    count_scraps(store, se_class_of(size), size);
 }
 
-static uint32_t largest_class_within(uint64_t size) {
-    uint32_t size_class = se_class_of(size);
-    return se_class_size(size_class) > size ? size_class - 1 : size_class;
-}
-
-#define SPLIT_PIECES_MAX 512u
+#define SPLIT_PIECES_MAX 4096u /* two entries of the undo log each */
 
 /* Cuts the first block of a list: pieces first, then what is left in blocks as large as fit. */
 static se_status split_first(se_store *store, uint32_t from, uint64_t size, uint64_t *made) {
@@ -98,10 +111,11 @@ static se_status split_first(se_store *store, uint32_t from, uint64_t size, uint
     if (!link)
         return SE_CORRUPT;
     se_undo_store(store, head, se_load_relaxed(link));
+    count_scraps(store, from, -left);
     while (left > 0) {
         uint64_t piece = left >= size && *made < SPLIT_PIECES_MAX
                              ? size
-                             : se_class_size(largest_class_within(left));
+                             : se_class_size(se_class_within(left));
         put_on_list(store, offset, piece);
         *made += piece == size;
         offset += piece;
@@ -118,8 +132,10 @@ se_status se_arena_split(se_store *store, uint64_t size, uint64_t wanted) {
         while (made < wanted && se_load_relaxed(&store->seq->free_head[from])) {
             se_undo_begin(store, SE_UPKEEP);
             se_status status = split_first(store, from, size, &made);
-            if (status != SE_OK)
+            if (status != SE_OK) {
+                (void)se_undo_rollback(store);
                 return status;
+            }
             se_undo_end(store);
         }
     }
@@ -147,6 +163,7 @@ se_status se_arena_give(se_store *store, uint64_t block) {
     se_store_relaxed(link, head);
     se_store_release(&seq->free_head[size_class], offset);
     se_store_relaxed(&seq->arena_free, se_load_relaxed(&seq->arena_free) + full);
+    count_scraps(store, size_class, full);
     return SE_OK;
 }
 
@@ -211,19 +228,30 @@ uint64_t se_arena_used(const se_store *store) {
     return free_size > bump ? 0 : bump - free_size;
 }
 
-se_status se_arena_recount(se_store *store) {
-    uint64_t total = 0;
-    for (uint32_t size_class = 0; size_class < SE_CLASS_COUNT; size_class++) {
-        uint64_t full = se_class_size(size_class);
-        uint64_t steps = store->data_size / full;
-        uint64_t block = se_load_relaxed(&store->seq->free_head[size_class]);
-        for (; block; total += full) {
-            const se_word *link = se_at(store, block, full);
-            if (!link || steps-- == 0)
-                return SE_CORRUPT;
-            block = se_load_relaxed(link);
-        }
+se_status se_arena_count(const se_store *store, uint64_t block, const uint32_t *size_class,
+                         se_free_count *count) {
+    uint64_t steps = store->data_size / 16;
+    while (block) {
+        uint32_t class_here = size_class ? *size_class : (uint32_t)(block >> SE_BLOCK_CLASS_SHIFT);
+        uint64_t size = se_class_size(class_here);
+        const se_word *link = se_at(store, block & SE_BLOCK_OFFSET_MASK, size);
+        if (!link || steps-- == 0)
+            return SE_CORRUPT;
+        count->free_size += size;
+        count->scraps_size += se_scrap_size(class_here);
+        block = se_load_relaxed(link);
     }
-    se_store_relaxed(&store->seq->arena_free, total);
+    return SE_OK;
+}
+
+se_status se_arena_recount(se_store *store) {
+    se_sequencer *seq = store->seq;
+    se_free_count count = {0, 0};
+    for (uint32_t size_class = 0; size_class < SE_CLASS_COUNT; size_class++)
+        SE_TRY(se_arena_count(store, se_load_relaxed(&seq->free_head[size_class]), &size_class,
+                              &count));
+    SE_TRY(se_join_recount(store, &count));
+    se_store_relaxed(&seq->arena_free, count.free_size);
+    se_store_relaxed(&seq->arena_scraps, count.scraps_size);
     return SE_OK;
 }

@@ -23,10 +23,25 @@
 
 uint32_t se_class_of(uint64_t size);
 uint64_t se_class_size(uint32_t size_class);
+/* The largest class whose blocks fit into so many bytes, which are at least 16. */
+uint32_t se_class_within(uint64_t size);
 
 static inline uint64_t se_block(uint64_t offset, uint64_t size) {
     return (uint64_t)se_class_of(size) << SE_BLOCK_CLASS_SHIFT | offset;
 }
+
+/* Smaller blocks hold no record: not even a deletion can use them. */
+#define SE_SCRAP_CLASSES 2u
+_Static_assert(sizeof(se_record) > SE_SCRAP_CLASSES * 16, "a tombstone is no scrap");
+
+static inline uint64_t se_scrap_size(uint32_t size_class) {
+    return size_class < SE_SCRAP_CLASSES ? (size_class + 1) * UINT64_C(16) : 0;
+}
+
+typedef struct {
+    uint64_t free_size;
+    uint64_t scraps_size;
+} se_free_count;
 
 /* SE_NEED_SPACE: nothing that fits; the caller rolls back, grows the arena and tries again. */
 se_status se_arena_take(se_store *store, uint64_t size, uint64_t *offset);
@@ -42,6 +57,10 @@ se_status se_arena_grow(se_store *store, uint64_t need);
 void se_arena_map_ahead(se_store *store);
 /* Bytes in blocks that are in use or retired. */
 uint64_t se_arena_used(const se_store *store);
+/* Counts arena_free and arena_scraps anew; after a death. */
 se_status se_arena_recount(se_store *store);
+/* Adds the blocks of one list: of this class, or of block words (NULL). */
+se_status se_arena_count(const se_store *store, uint64_t block, const uint32_t *size_class,
+                         se_free_count *count);
 
 #endif

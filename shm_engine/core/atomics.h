@@ -85,6 +85,10 @@ static inline uint64_t se_fetch_and(se_word *word, uint64_t bits) {
     SE_STORE_POINT();
     return atomic_fetch_and_explicit(word, bits, memory_order_seq_cst);
 }
+static inline uint64_t se_fetch_add(se_word *word, uint64_t more) {
+    SE_STORE_POINT();
+    return atomic_fetch_add_explicit(word, more, memory_order_seq_cst);
+}
 static inline void se_fence_full(void) {
 #if defined(__SANITIZE_THREAD__)
     /* The thread sanitizer does not follow fences; an exchange on a private word is one to the CPU. */

@@ -19,8 +19,17 @@ static uint32_t snapshot_high(const se_store *store) {
     return high < store->header->snapshot_count ? (uint32_t)high : store->header->snapshot_count;
 }
 
+/* The last slot of a database with a log is its coordinator's: a checkpoint must not fail because
+ * clients have taken all of them. */
+static uint32_t slots_for(const se_store *store) {
+    bool reserved = store->header->wal_ring_size != 0 &&
+                    se_load_relaxed(&store->seq->keeper_identity) != store->identity;
+    return store->header->max_clients - reserved;
+}
+
 static se_status claim_slot(se_store *store, uint32_t kind, uint32_t *slot) {
-    for (uint32_t index = 0; index < store->header->max_clients; index++) {
+    uint32_t slots = slots_for(store);
+    for (uint32_t index = 0; index < slots; index++) {
         se_slot *candidate = &store->slots[index];
         if (se_load_relaxed(&candidate->identity) != 0 ||
             !se_swap_if_equal(&candidate->identity, 0, store->identity))
@@ -188,8 +197,8 @@ uint64_t se_epoch_min(const se_store *store) {
     uint32_t high = slot_high(store);
     for (uint32_t index = 0; index < high; index++) {
         const se_slot *slot = &store->slots[index];
-        if (se_load_relaxed(&slot->identity) == 0)
-            continue;
+        if (se_load_acquire(&slot->identity) == 0)
+            continue; /* what a thread read before it left is behind it */
         uint64_t pin = se_load_acquire(&slot->pin);
         if (pin && pin - 1 < least)
             least = pin - 1;
@@ -199,7 +208,7 @@ uint64_t se_epoch_min(const se_store *store) {
 
 void se_horizon_update(se_store *store) {
     se_sequencer *seq = store->seq;
-    uint64_t horizon = se_load_relaxed(&seq->commit_version);
+    uint64_t horizon = se_visible_version(store);
     se_store_relaxed(&seq->trim_horizon, horizon);
     se_fence_full();
     uint32_t snapshots = snapshot_high(store);

@@ -56,8 +56,10 @@ static inline uint64_t se_pin(se_store *store, uint32_t slot) {
 static inline void se_unpin(se_store *store, uint32_t slot) {
     se_store_release(&store->slots[slot].pin, 0);
 }
-/* What a reader sees who starts now. */
+/* What a reader sees who starts now: in strict mode nothing that a power cut could take back. */
 static inline uint64_t se_visible_version(const se_store *store) {
+    if (SE_UNLIKELY(store->header->durability_kind == SE_STRICT))
+        return se_load_acquire(&store->seq->durable_version);
     return se_load_acquire(&store->seq->commit_version);
 }
 

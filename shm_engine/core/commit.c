@@ -5,13 +5,19 @@
 #include "client.h"
 #include "futex.h"
 #include "index.h"
+#include "join.h"
 #include "msgpack.h"
 #include "retire.h"
+#include "sequencer.h"
+#include "sweep.h"
 #include "undo.h"
+#include "walring.h"
 
 #define TRIM_ON_WRITE_MAX 8u
 #define TRIM_WALK_MAX 128u /* more than the commits between two updates of the horizon */
 #define SPLIT_ROUNDS_MAX 64
+#define JOIN_NS 5000000u
+#define LOCK_BOUND_NS (UINT64_C(1000) * 1000000u)
 
 typedef struct {
     se_store *store;
@@ -88,6 +94,21 @@ static bool is_live(const commit *c, const se_record *record) {
     return record && !se_record_dead(record, c->now_us);
 }
 
+/* What a snapshot could notice: not the tombstone by which a sweep buried a value that had run out
+ * before, for readers compare the time themselves. */
+static se_status check_unchanged(const commit *c, const se_record *head) {
+    if (!head || head->version <= c->snapshot)
+        return SE_OK;
+    uint64_t prev = se_load_relaxed(&head->prev);
+    if ((head->flags & SE_RECORD_TOMBSTONE) == 0 || prev <= SE_CUT)
+        return SE_CONFLICT;
+    const se_record *buried = se_record_at(c->store, prev);
+    if (!buried)
+        return SE_CORRUPT;
+    bool ran_out = buried->expires_us != 0 && buried->expires_us <= head->timestamp_us;
+    return ran_out && buried->version <= c->snapshot ? SE_OK : SE_CONFLICT;
+}
+
 static se_status check_range(commit *c, const se_op *op) {
     se_iter iter;
     uint64_t offset;
@@ -100,8 +121,7 @@ static se_status check_range(commit *c, const se_op *op) {
             return offset && !leaf ? SE_CORRUPT : SE_OK;
         se_record *head;
         SE_TRY(head_of(c, leaf, &head));
-        if (head->version > c->snapshot)
-            return SE_CONFLICT;
+        SE_TRY(check_unchanged(c, head));
     }
 }
 
@@ -115,7 +135,7 @@ static se_status check_op(commit *c, const se_op *op) {
     SE_TRY(find_leaf(c, op, &leaf));
     SE_TRY(head_of(c, leaf, &head));
     if (op->kind == SE_OP_CHECK)
-        return head && head->version > c->snapshot ? SE_CONFLICT : SE_OK;
+        return check_unchanged(c, head);
     uint64_t found = is_live(c, head) ? head->version : 0;
     if (found == (uint64_t)op->argument)
         return SE_OK;
@@ -136,33 +156,44 @@ static void count_heads(commit *c, const se_record *before, uint32_t flags, uint
     count_change(c, &seq->ttl_keys, before && before->expires_us != 0, expires_us != 0);
 }
 
-static bool is_run_record(const se_op *op) {
-    return op->key_size == SE_RUN_ID_SIZE + 2 && op_key(op)[SE_RUN_ID_SIZE] == SE_TAG_RUN;
+static bool is_run_key(const uint8_t *key, uint32_t key_size) {
+    return key_size == SE_RUN_ID_SIZE + 2 && key[SE_RUN_ID_SIZE] == SE_TAG_RUN;
 }
 
-static se_status link_new_key(commit *c, const se_op *op, uint64_t record) {
+/* What is written under a key. */
+typedef struct {
+    const uint8_t *key;
+    uint32_t key_size;
+    uint32_t flags;
+    uint64_t expires_us;
+    const uint8_t *value;
+    uint32_t value_size;
+} version_of;
+
+static se_status link_new_key(commit *c, const version_of *new, uint64_t record) {
     se_store *store = c->store;
     uint64_t offset;
-    SE_TRY(se_arena_take(store, se_leaf_size(op->key_size), &offset));
+    SE_TRY(se_arena_take(store, se_leaf_size(new->key_size), &offset));
     se_leaf *leaf = se_at(store, offset, 16);
     if (!leaf)
         return SE_CORRUPT;
     /* A rollback marks the leaf removed: somebody may have found it, and would write into it. */
     se_store_relaxed(&leaf->head, SE_LEAF_REMOVED);
     se_undo_store(store, &leaf->head, record);
-    leaf->key_size = op->key_size;
-    se_copy_private(leaf->key, op_key(op), op->key_size);
+    leaf->key_size = (uint16_t)new->key_size;
+    se_copy_private(leaf->key, new->key, new->key_size);
     c->inserted = true;
-    SE_TRY(se_index_insert(store, op_key(op), op->key_size, offset));
-    if (SE_UNLIKELY(is_run_record(op)))
+    SE_TRY(se_index_insert(store, new->key, new->key_size, offset));
+    if (SE_UNLIKELY(is_run_key(new->key, new->key_size)))
         se_undo_bump_run_epoch(store);
     return SE_OK;
 }
 
 /* History that retention lets go, in runs that chose one. */
-static se_status trim_on_write(commit *c, const se_op *op, se_leaf *leaf, const se_record *old) {
+static se_status trim_on_write(commit *c, const uint8_t *key, se_leaf *leaf,
+                               const se_record *old) {
     se_sequencer *seq = c->store->seq;
-    if (!c->run || memcmp(op_key(op), c->run, SE_RUN_ID_SIZE) != 0 ||
+    if (!c->run || memcmp(key, c->run, SE_RUN_ID_SIZE) != 0 ||
         c->retention.kind < SE_RETAIN_LAST)
         return SE_OK;
     uint64_t before = se_load_relaxed(&seq->trimmed_versions);
@@ -175,7 +206,9 @@ static se_status trim_on_write(commit *c, const se_op *op, se_leaf *leaf, const 
         c->retention.argument <= TRIM_ON_WRITE_MAX) {
         bool alone;
         uint64_t walk = TRIM_WALK_MAX;
-        SE_TRY(se_record_trim(c->store, leaf, &c->retention, c->timestamp_us, 0, &walk, &alone));
+        se_trim_place place = {0, 0};
+        SE_TRY(se_record_trim(c->store, leaf, &c->retention, c->timestamp_us, 0, &walk, &place,
+                              &alone));
     }
     if (se_load_relaxed(&seq->trimmed_versions) == before)
         se_store_relaxed(&seq->garbage_size, se_load_relaxed(&seq->garbage_size) +
@@ -183,28 +216,37 @@ static se_status trim_on_write(commit *c, const se_op *op, se_leaf *leaf, const 
     return SE_OK;
 }
 
-static se_status write_record(commit *c, const se_op *op, se_leaf *leaf, se_record *head,
-                              uint64_t expires_us, uint32_t flags, const uint8_t *value,
-                              uint32_t value_size) {
+static void log_version(const commit *c, const version_of *new) {
+    uint32_t kind = new->flags & SE_RECORD_TOMBSTONE ? SE_FRAME_DELETE
+                    : new->expires_us                ? SE_FRAME_PUT_EXPIRES
+                                                     : SE_FRAME_PUT;
+    se_ring_add(c->store, kind, new->key, new->key_size, new->value, new->value_size,
+                new->expires_us);
+}
+
+static se_status write_record(commit *c, const version_of *new, se_leaf *leaf, se_record *head) {
     se_store *store = c->store;
     uint64_t offset;
     uint64_t prev = leaf ? se_load_relaxed(&leaf->head) : 0;
-    SE_TRY(se_record_make(store, prev, c->version, c->timestamp_us, expires_us, flags, value,
-                          value_size, &offset));
+    SE_TRY(se_record_make(store, prev, c->version, c->timestamp_us, new->expires_us, new->flags,
+                          new->value, new->value_size, &offset));
     c->changed = true;
-    count_heads(c, head, flags, expires_us);
+    log_version(c, new);
+    count_heads(c, head, new->flags, new->expires_us);
     if (!leaf)
-        return link_new_key(c, op, offset);
+        return link_new_key(c, new, offset);
     se_undo_store(store, &leaf->head, offset);
-    return trim_on_write(c, op, leaf, head);
+    return trim_on_write(c, new->key, leaf, head);
 }
 
 static se_status apply_delete(commit *c, se_op *op, se_leaf *leaf, se_record *head) {
     bool live = is_live(c, head);
     bool expired = head && !live && (head->flags & SE_RECORD_TOMBSTONE) == 0;
     op->result = live;
-    if (op->argument ? (live || expired) && head->version == (uint64_t)op->argument : live)
-        return write_record(c, op, leaf, head, 0, SE_RECORD_TOMBSTONE, NULL, 0);
+    if (op->argument ? (live || expired) && head->version == (uint64_t)op->argument : live) {
+        version_of new = {op_key(op), op->key_size, SE_RECORD_TOMBSTONE, 0, NULL, 0};
+        return write_record(c, &new, leaf, head);
+    }
     return SE_OK;
 }
 
@@ -223,7 +265,8 @@ static se_status apply_increment(commit *c, se_op *op, se_leaf *leaf, se_record 
         return SE_OVERFLOW;
     uint8_t encoded[9];
     uint32_t size = (uint32_t)se_msgpack_write_int(encoded, op->result);
-    return write_record(c, op, leaf, head, expires_us, 0, encoded, size);
+    version_of new = {op_key(op), op->key_size, 0, expires_us, encoded, size};
+    return write_record(c, &new, leaf, head);
 }
 
 static se_status apply_op(commit *c, se_op *op) {
@@ -236,8 +279,11 @@ static se_status apply_op(commit *c, se_op *op) {
     SE_TRY(find_leaf(c, op, &leaf));
     SE_TRY(head_of(c, leaf, &head));
     switch (op->kind) {
-    case SE_OP_PUT:
-        return write_record(c, op, leaf, head, op->expires_us, 0, op_value(op), op->value_size);
+    case SE_OP_PUT: {
+        version_of new = {op_key(op), op->key_size, 0, op->expires_us, op_value(op),
+                          op->value_size};
+        return write_record(c, &new, leaf, head);
+    }
     case SE_OP_DELETE:
         return apply_delete(c, op, leaf, head);
     case SE_OP_INCREMENT:
@@ -245,6 +291,17 @@ static se_status apply_op(commit *c, se_op *op) {
     default:
         return SE_INVALID;
     }
+}
+
+static void use_run(commit *c, const se_leaf *leaf, const se_record *head) {
+    if ((head->flags & SE_RECORD_TOMBSTONE) || head->value_size < sizeof(se_run_record))
+        return;
+    const se_run_record *run = (const se_run_record *)head->value;
+    c->run = leaf->key;
+    c->run_closed = run->status > SE_RUN_ACTIVE;
+    c->detail = run->status;
+    c->retention.kind = run->retention_kind;
+    c->retention.argument = run->retention_argument;
 }
 
 /* The status and retention of the run, if it is registered. */
@@ -262,14 +319,7 @@ static se_status open_run(commit *c) {
         return SE_STALE_RUN;
     se_record *head;
     SE_TRY(head_of(c, leaf, &head));
-    if ((head->flags & SE_RECORD_TOMBSTONE) || head->value_size < sizeof(se_run_record))
-        return SE_OK;
-    const se_run_record *run = (const se_run_record *)head->value;
-    c->run = leaf->key;
-    c->run_closed = run->status > SE_RUN_ACTIVE;
-    c->detail = run->status;
-    c->retention.kind = run->retention_kind;
-    c->retention.argument = run->retention_argument;
+    use_run(c, leaf, head);
     return SE_OK;
 }
 
@@ -289,7 +339,8 @@ static se_status check_one(commit *c, se_op *op) { return check_op(c, op); }
 
 /* Ends a run, or chooses its retention: both help a full store. */
 static bool is_remedy(const se_op *op) {
-    if (op->kind != SE_OP_PUT || !is_run_record(op) || op->value_size < sizeof(se_run_record))
+    if (op->kind != SE_OP_PUT || !is_run_key(op_key(op), op->key_size) ||
+        op->value_size < sizeof(se_run_record))
         return false;
     se_run_record run; /* in a request it may lie at any address */
     memcpy(&run, op_value(op), sizeof run);
@@ -337,8 +388,11 @@ static void reply(const commit *c, se_status status) {
 
 static void publish(commit *c) {
     se_store *store = c->store;
+    uint32_t number = se_load_relaxed_u32(&c->slot->request_seq);
     reply(c, SE_OK);
-    se_undo_store(store, &c->slot->outcome_seq, se_load_relaxed_u32(&c->slot->request_seq));
+    se_undo_store(store, &c->slot->outcome_seq, number);
+    se_ring_end(store, c->version, c->timestamp_us,
+                (uint32_t)(c->slot - store->slots) << 20 | (number & 0xfffff));
     se_store_relaxed(&store->seq->last_timestamp, c->timestamp_us);
     se_store_release(&store->seq->commit_version, c->version); /* the commit point */
     se_undo_end(store);
@@ -350,6 +404,7 @@ static se_status attempt(commit *c) {
     c->changed = false;
     c->inserted = false;
     SE_TRY(se_retire_reserve(c->store, c->op_count * 4 + 16));
+    SE_TRY(se_ring_begin(c->store, sizeof(se_frame) + c->size + 8));
     se_undo_begin(c->store, c->version);
     se_status status = each_op(c, apply_op);
     if (status == SE_OK && c->changed) {
@@ -360,11 +415,24 @@ static se_status attempt(commit *c) {
     return undone == SE_OK ? status : undone;
 }
 
+/* Blocks on their way to being joined are on no free list: what is refused meanwhile is not refused
+ * for lack of memory. */
+static se_status attempt_when_joined(commit *c) {
+    se_store *store = c->store;
+    se_status status = attempt(c);
+    if (SE_LIKELY(status != SE_NEED_SPACE || !se_join_under_way(store)))
+        return status;
+    uint64_t start_ns = se_clock_ns();
+    while (se_join_under_way(store) && se_clock_ns() - start_ns < JOIN_NS)
+        SE_TRY(se_join_step(store));
+    return attempt(c);
+}
+
 /* Where the arena cannot grow any more, larger free blocks are cut up. */
 static se_status attempt_with_splits(commit *c) {
     se_store *store = c->store;
     uint64_t used = se_arena_used(store);
-    se_status status = attempt(c);
+    se_status status = attempt_when_joined(c);
     for (int round = 0; status == SE_NEED_SPACE && round < SPLIT_ROUNDS_MAX; round++) {
         if (!se_load_relaxed(&store->seq->arena_exhausted))
             break;
@@ -406,4 +474,115 @@ void se_commit_serve(se_store *store, se_slot *slot, uint32_t index) {
     (void)se_retire_free(store, 4 + (uint32_t)c.op_count * 2);
     if (timing && status == SE_OK)
         count_time(&c, start_ns);
+}
+
+/* -- replay -------------------------------------------------------------------------------- */
+
+static se_status find_run_of(commit *c, const uint8_t *key) {
+    uint8_t run_key[SE_RUN_ID_SIZE + 2];
+    uint64_t offset;
+    memcpy(run_key, key, SE_RUN_ID_SIZE);
+    run_key[SE_RUN_ID_SIZE] = SE_TAG_RUN;
+    run_key[SE_RUN_ID_SIZE + 1] = 0;
+    SE_TRY(se_index_find(c->store, run_key, sizeof run_key, &offset));
+    const se_leaf *leaf = offset ? se_leaf_at(c->store, offset) : NULL;
+    se_record *head;
+    SE_TRY(head_of(c, leaf, &head));
+    if (head)
+        use_run(c, leaf, head);
+    return SE_OK;
+}
+
+static se_status replay_item(commit *c, const se_frame_item *item) {
+    uint64_t offset;
+    se_record *head;
+    SE_TRY(se_index_find(c->store, item->key, item->key_size, &offset));
+    se_leaf *leaf = offset ? se_leaf_at(c->store, offset) : NULL;
+    SE_TRY(head_of(c, leaf, &head));
+    version_of new = {item->key,
+                      item->key_size,
+                      item->kind == SE_FRAME_DELETE ? SE_RECORD_TOMBSTONE : 0,
+                      item->expires_us,
+                      item->value,
+                      item->value_size};
+    return write_record(c, &new, leaf, head);
+}
+
+static se_status replay_items(commit *c, const se_frame *frame) {
+    uint64_t at = sizeof(se_frame);
+    se_frame_item item;
+    while (se_frame_next(frame, &at, &item)) {
+        if (at == sizeof(se_frame) || !c->run)
+            SE_TRY(find_run_of(c, item.key));
+        SE_TRY(replay_item(c, &item));
+    }
+    return SE_OK;
+}
+
+static uint64_t count_items(const se_frame *frame) {
+    uint64_t at = sizeof(se_frame);
+    uint64_t count = 0;
+    se_frame_item item;
+    while (se_frame_next(frame, &at, &item))
+        count++;
+    return count;
+}
+
+/* All of the frame, or nothing. */
+static se_status replay_once(commit *c, const se_frame *frame) {
+    se_store *store = c->store;
+    se_sequencer *seq = store->seq;
+    c->run = NULL;
+    c->retention.kind = SE_RETAIN_DEFAULT;
+    SE_TRY(se_undo_reserve(store, c->op_count * 12 + 64, c->op_count * 4 + 32));
+    SE_TRY(se_retire_reserve(store, c->op_count * 4 + 16));
+    se_undo_begin(store, c->version);
+    se_status status = replay_items(c, frame);
+    if (status != SE_OK) {
+        se_status undone = se_undo_rollback(store);
+        return undone == SE_OK ? status : undone;
+    }
+    se_store_relaxed(&seq->last_timestamp, c->timestamp_us);
+    se_store_relaxed(&seq->durable_version, c->version); /* it comes from the disk */
+    se_store_release(&seq->commit_version, c->version);
+    se_undo_end(store);
+    return SE_OK;
+}
+
+/* Memory for a frame of so many bytes: more of it, larger blocks cut up, or history given up. */
+static se_status replay_find_memory(se_store *store, uint64_t need, uint64_t op_count) {
+    uint64_t wanted = (need * 2 + op_count * 256 + SE_GROW_AHEAD) & ~(uint64_t)(SE_PAGE - 1);
+    if (se_arena_grow(store, wanted) == SE_OK)
+        return SE_OK;
+    SE_TRY(se_sequencer_lock(store, LOCK_BOUND_NS));
+    se_status status = se_arena_split(store, store->short_of, op_count);
+    se_sequencer_release(store);
+    if (status == SE_OK)
+        return SE_OK;
+    uint64_t before = se_arena_used(store);
+    SE_TRY(se_sweep_for_room(store, need));
+    return se_arena_used(store) < before ? SE_OK : SE_FULL;
+}
+
+se_status se_commit_replay(se_store *store, const se_frame *frame) {
+    uint64_t version = se_load_relaxed(&frame->version);
+    store->replaying = true;
+    commit c = {.store = store, .version = version, .timestamp_us = frame->timestamp_us,
+                .now_us = frame->timestamp_us, .op_count = count_items(frame)};
+    se_status status = SE_NEED_SPACE;
+    while (status == SE_NEED_SPACE) {
+        status = se_sequencer_lock(store, LOCK_BOUND_NS);
+        if (status != SE_OK)
+            break;
+        store->frame_at = UINT64_MAX;
+        status = replay_once(&c, frame);
+        (void)se_retire_free(store, 4 + (uint32_t)c.op_count * 2);
+        se_sequencer_release(store);
+        if (status == SE_NEED_SPACE) {
+            se_status found = replay_find_memory(store, frame->size, c.op_count);
+            status = found == SE_OK ? SE_NEED_SPACE : found;
+        }
+    }
+    store->replaying = false;
+    return status;
 }

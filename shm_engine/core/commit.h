@@ -15,9 +15,14 @@
 #ifndef SE_COMMIT_H
 #define SE_COMMIT_H
 
+#include "frame.h"
 #include "store.h"
 
 /* Writes status, version, timestamp and detail into the slot's reply. */
 void se_commit_serve(se_store *store, se_slot *slot, uint32_t index);
+/* Carries out a frame of the log again, with its version and time, in a store that has no other
+ * user. The frame has passed se_frame_check and its version is above commit_version. Finds memory
+ * by itself. SE_FULL: map_size is too small. */
+se_status se_commit_replay(se_store *store, const se_frame *frame);
 
 #endif

@@ -9,10 +9,10 @@ static bool leaf_has_key(const se_leaf *leaf, const uint8_t *key, uint32_t key_s
     return leaf->key_size == key_size && memcmp(leaf->key, key, key_size) == 0;
 }
 
-se_status se_index_find(const se_store *store, const uint8_t *key, uint32_t key_size,
-                        uint64_t *leaf) {
-    uint64_t at = se_load_acquire(&store->seq->root);
-    uint32_t position = 0;
+/* From the node or leaf `at`, above which the key's first `position` bytes are. */
+static inline se_status find_from(const se_store *store, uint64_t at, uint32_t position,
+                                  const uint8_t *key, uint32_t key_size, se_index_near *near,
+                                  uint64_t *leaf) {
     *leaf = 0;
     while (at) {
         if (at & SE_CHILD_LEAF) {
@@ -25,6 +25,10 @@ se_status se_index_find(const se_store *store, const uint8_t *key, uint32_t key_
         }
         se_node_view view;
         SE_TRY(se_node_open(store, at, &view));
+        if (near) {
+            near->node = at;
+            near->position = position;
+        }
         if (key_size - position <= view.prefix_size ||
             memcmp(view.node->prefix, key + position, view.prefix_size) != 0)
             return SE_OK;
@@ -36,6 +40,23 @@ se_status se_index_find(const se_store *store, const uint8_t *key, uint32_t key_
         position++;
     }
     return SE_OK;
+}
+
+se_status se_index_find(const se_store *store, const uint8_t *key, uint32_t key_size,
+                        uint64_t *leaf) {
+    return find_from(store, se_load_acquire(&store->seq->root), 0, key, key_size, NULL, leaf);
+}
+
+se_status se_index_find_near(const se_store *store, const uint8_t *key, uint32_t key_size,
+                             se_index_near *near, uint64_t *leaf) {
+    uint64_t at = near->node;
+    uint32_t position = near->position;
+    if (at == 0 || key_size <= position || memcmp(near->key, key, position) != 0) {
+        at = se_load_acquire(&store->seq->root);
+        position = 0;
+    }
+    near->key = key;
+    return find_from(store, at, position, key, key_size, near, leaf);
 }
 
 static uint32_t common_size(const uint8_t *left, const uint8_t *right, uint32_t size) {
@@ -301,6 +322,19 @@ static se_status yield_leaf(se_iter *iter, uint64_t offset, uint64_t *leaf) {
     return SE_OK;
 }
 
+/* The walk comes to all of them: their cache misses may as well be waited for at once. */
+static void fetch_children(const se_iter *iter, uint64_t node) {
+    se_node_view view;
+    if (se_node_open(iter->store, node, &view) != SE_OK || view.type > SE_NODE16)
+        return;
+    uint32_t count = se_node_count(&view);
+    for (uint32_t place = 0; place < count; place++) {
+        uint64_t child = se_load_relaxed(&view.children[place]) & ~SE_CHILD_LEAF;
+        if (child < iter->store->data_size)
+            __builtin_prefetch(iter->store->data + child);
+    }
+}
+
 se_status se_iter_next(se_iter *iter, uint64_t *leaf) {
     *leaf = 0;
     if (iter->pending) {
@@ -324,8 +358,10 @@ se_status se_iter_next(se_iter *iter, uint64_t *leaf) {
             SE_TRY(yield_leaf(iter, child & ~SE_CHILD_LEAF, leaf));
             if (*leaf)
                 return SE_OK;
-        } else if (child)
+        } else if (child) {
+            fetch_children(iter, child);
             SE_TRY(push_frame(iter, child, 0));
+        }
     }
     return SE_OK;
 }

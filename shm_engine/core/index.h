@@ -23,6 +23,19 @@
 /* *leaf: its offset, 0 if there is none. */
 se_status se_index_find(const se_store *store, const uint8_t *key, uint32_t key_size,
                         uint64_t *leaf);
+
+/* Where the last look-up of a run of them ended; zero at first. */
+typedef struct {
+    const uint8_t *key; /* it stays where it is until the next look-up */
+    uint64_t node;      /* the last node on its way, 0: none */
+    uint32_t position;  /* how many bytes of the key are above it */
+} se_index_near;
+
+/* The same for keys of which many begin like the one before: such a one starts at the node where that
+ * one ended. All within one pin: the node may have been replaced meanwhile, so a leaf that was added
+ * after the pin may be missed. */
+se_status se_index_find_near(const se_store *store, const uint8_t *key, uint32_t key_size,
+                             se_index_near *near, uint64_t *leaf);
 /* Links a leaf under a key that se_index_find has not found. SE_INVALID: breaks I1. */
 se_status se_index_insert(se_store *store, const uint8_t *key, uint32_t key_size, uint64_t leaf);
 /* Unlinks and retires the leaf; a reader on it sees SE_LEAF_REMOVED. */

@@ -6,6 +6,7 @@
 #include "arena.h"
 #include "client.h"
 #include "futex.h"
+#include "join.h"
 #include "sequencer.h"
 #include "retire.h"
 #include "sweep.h"
@@ -16,6 +17,7 @@
 #define SWEEP_NS (UINT64_C(250) * 1000000u)
 #define TTL_NS (UINT64_C(2000) * 1000000u)
 #define STANDBY_NS (UINT64_C(250) * 1000000u)
+#define JOIN_STEPS 8
 #define TICK_NS (UINT64_C(20) * 1000000u)
 
 struct se_keeper_thread {
@@ -58,6 +60,19 @@ static se_status sweep_if_needed(se_keeper *keeper, se_store *store, uint64_t no
     return se_sweep_all(store, 0, se_clock_real_us());
 }
 
+/* Whoever began to join free blocks may have died, or found memory in another way. */
+static se_status go_on_joining(se_store *store) {
+    se_status status = SE_OK;
+    for (int step = 0; step < JOIN_STEPS && status == SE_OK && se_join_under_way(store); step++) {
+        if (se_sequencer_try(store) != SE_OK)
+            break;
+        if (se_join_under_way(store))
+            status = se_join_step(store);
+        se_sequencer_finish(store);
+    }
+    return status;
+}
+
 se_status se_keeper_tick(se_keeper *keeper, se_store *store) {
     uint64_t now_ns = se_clock_ns();
     /* A forked child takes one for its handle and one to write. */
@@ -69,6 +84,8 @@ se_status se_keeper_tick(se_keeper *keeper, se_store *store) {
         se_status swept = sweep_if_needed(keeper, store, now_ns);
         status = status == SE_OK && swept != SE_BUSY ? swept : status;
     }
+    if (status == SE_OK)
+        status = go_on_joining(store);
     if (se_load_relaxed(&store->seq->ring_head) != se_load_relaxed(&store->seq->ring_tail) &&
         se_sequencer_try(store) == SE_OK) {
         se_status freed = se_retire_free(store, 256);

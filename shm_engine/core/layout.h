@@ -24,6 +24,7 @@
 
 #define SE_KEY_MAX 1536u
 #define SE_CLASS_COUNT 128u
+#define SE_JOIN_WINDOWS 128u
 #define SE_CLIENTS_MAX 4096u
 #define SE_OPS_MAX (1u << 20)
 #define SE_REQUEST_MAX (UINT64_C(64) << 20)
@@ -32,6 +33,9 @@
 #define SE_UNDO_MAX (UINT64_C(1) << 24)
 #define SE_TAKEN_MAX (UINT64_C(1) << 23)
 #define SE_NO_SNAPSHOT UINT64_MAX
+#define SE_RING_SIZE (2 * ((UINT64_C(64) << 20) + SE_PAGE)) /* twice the largest frame, and sparse */
+#define SE_RING_FIRST (UINT64_C(256) << 10)
+#define SE_RING_SOFT_MAX (UINT64_C(1) << 20) /* so that it stays in a core's cache */
 
 /* A reference to a word in either segment: the data segment's have the top bit. */
 #define SE_REF_DATA (UINT64_C(1) << 63)
@@ -61,10 +65,22 @@ typedef struct {
     uint32_t durability_kind;
     uint32_t flush_interval_ms;
     uint64_t max_pending_writes;
+    uint64_t wal_ring_soft;  /* the ring is used from its start again once this much was */
+    uint8_t database_id[16]; /* in every file of the database; zero without a log */
+    char folder[1024];       /* path of a database with a log, UTF-8, ended by 0; else empty */
 } se_header;
-_Static_assert(sizeof(se_header) == 144, "header");
+_Static_assert(sizeof(se_header) == 1192, "header");
 _Static_assert(offsetof(se_header, slots_offset) == 40, "header.slots_offset");
 _Static_assert(offsetof(se_header, pid_namespace) == 104, "header.pid_namespace");
+
+/* How far the log has come; see log.h. Writer: the log writer. */
+typedef struct {
+    se_word position;     /* of the ring: all before it is in the file */
+    se_word file_version; /* first version of the file, which is its name */
+    se_word file_offset;  /* where the frame at `position` goes */
+    se_word last_version; /* of the newest frame before it */
+} se_progress;
+_Static_assert(sizeof(se_progress) == 32, "progress");
 
 /* At SE_PAGE in the control segment. Writer: the holder of the mutex, where nothing else is said. */
 typedef struct {
@@ -81,6 +97,7 @@ typedef struct {
     se_word removed_horizon;                /* newest tombstone whose leaf was removed */
     se_word run_epoch;                      /* changes when a run's leaf comes or goes */
     se_word safe_epoch;                     /* blocks retired up to here may be freed */
+    se_word sweep_serial;                   /* steps of sweeps that changed anything */
 
     /* What every commit changes, on one line: it moves from core to core with the mutex. */
     _Alignas(SE_LINE) se_word arena_bump;
@@ -99,6 +116,7 @@ typedef struct {
     se_word chain_next;      /* where the chain that is being freed goes on */
     se_word undo_allocated;  /* entries backed by memory */
     se_word taken_allocated; /* entries backed by memory */
+    se_word arena_scraps;    /* of arena_free, bytes in blocks too small for any record */
 
     _Alignas(SE_LINE) se_word live_keys;
     se_word ttl_keys;     /* heads with an expiry */
@@ -124,6 +142,43 @@ typedef struct {
 
     _Alignas(SE_LINE) se_word pending[SE_CLIENTS_MAX / 64]; /* any client sets, the holder clears */
     _Alignas(SE_LINE) se_word free_head[SE_CLASS_COUNT];
+
+    /* The WAL ring; positions count bytes from 0 and never fall but by a rollback. */
+    _Alignas(SE_LINE) se_word wal_tail; /* through the undo log: where the next frame goes */
+    se_word wal_backed;                 /* any client, grows only: bytes backed by memory */
+    se_word wal_exhausted;              /* any client: 1 = the last attempt found no memory */
+
+    _Alignas(SE_LINE) se_word wal_consumed; /* log writer: bytes below may be written over */
+    se_word progress_count;                 /* log writer: progress[count % 2] is in force */
+    se_progress progress[2];                /* log writer */
+
+    _Alignas(SE_LINE) se_word log_failed; /* log writer: 0, or errno: read-only from then on */
+    se_word32 log_bell;                   /* anyone rings; the log writer sleeps on it */
+    se_word32 log_asleep;                 /* log writer: 1 = a commit has to ring */
+    se_word32 log_parked;                 /* a waiter sets, the log writer clears */
+    se_word32 progress_bell;              /* log writer: changes with every progress and failure */
+    se_word sync_batch;                   /* log writer: commits in the last sync */
+    se_word syncs;                        /* log writer: how many there were */
+    se_word sync_wanted;                  /* anyone raises: sync up to this version now */
+    se_word log_size;                     /* log writer: bytes of log since the checkpoint */
+
+    _Alignas(SE_LINE) se_word checkpoint_wanted; /* anyone adds 1 */
+    se_word checkpoint_done;                     /* coordinator: requests answered */
+    se_word checkpoint_version;                  /* coordinator: of the newest one */
+    se_word checkpoint_failed;                   /* coordinator: errno of the last one, or 0 */
+    se_word checkpoint_size;                     /* coordinator: bytes of the newest one */
+    se_word32 checkpoint_bell;                   /* coordinator */
+
+    _Alignas(SE_LINE) char log_failure[256]; /* log writer, before log_failed: what failed, UTF-8 */
+
+    /* Free blocks that are being joined with their neighbours; see join.h. */
+    _Alignas(SE_LINE) se_word join_from; /* where the stretch under way begins, 0: none is */
+    se_word join_class;                  /* the free lists below it have been gone through */
+    se_word join_rest;                   /* what is left of the list of that class */
+    se_word join_window;                 /* the windows below it have been built anew */
+    se_word join_next;                   /* where the next stretch ends, 0: at the arena's end */
+    se_word join_count;                  /* stretches that were done */
+    _Alignas(SE_LINE) se_word join_head[SE_JOIN_WINDOWS];
 } se_sequencer;
 _Static_assert(offsetof(se_sequencer, commit_version) == 64, "sequencer.commit_version");
 _Static_assert(offsetof(se_sequencer, trim_horizon) == 128, "sequencer.trim_horizon");
@@ -235,6 +290,9 @@ typedef struct {
     int64_t result; /* written by the holder: see request.h */
 } se_op;
 _Static_assert(sizeof(se_op) == 40, "op");
+
+/* What a database survives (se_header.durability_kind). */
+enum { SE_IN_MEMORY = 0, SE_NO_DURABILITY = 1, SE_BUFFERED = 2, SE_STRICT = 3 };
 
 enum { SE_RUN_UNREGISTERED = 0, SE_RUN_ACTIVE = 1 }; /* others: see keys.py; none accepts writes */
 enum { SE_RETAIN_DEFAULT = 0, SE_RETAIN_ALL = 1, SE_RETAIN_LAST = 2, SE_RETAIN_FOR = 3 };

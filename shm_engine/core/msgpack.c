@@ -161,12 +161,3 @@ size_t se_msgpack_write_int(uint8_t *bytes, int64_t value) {
         return write_big(bytes, 0xd1, big, 2);
     return value >= INT32_MIN ? write_big(bytes, 0xd2, big, 4) : write_big(bytes, 0xd3, big, 8);
 }
-
-size_t se_msgpack_write_array(uint8_t *bytes, uint32_t count) {
-    if (count < 16) {
-        bytes[0] = (uint8_t)(0x90 | count);
-        return 1;
-    }
-    return count <= UINT16_MAX ? write_big(bytes, 0xdc, count, 2)
-                               : write_big(bytes, 0xdd, count, 4);
-}

@@ -25,7 +25,5 @@ size_t se_msgpack_check(const uint8_t *bytes, size_t size, bool *binary);
 bool se_msgpack_read_int(const uint8_t *bytes, size_t size, int64_t *value);
 /* Writes the shortest form, as the library does; returns its size, at most 9. */
 size_t se_msgpack_write_int(uint8_t *bytes, int64_t value);
-/* The size of the head of an array of count items, at most 5. */
-size_t se_msgpack_write_array(uint8_t *bytes, uint32_t count);
 
 #endif

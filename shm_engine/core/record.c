@@ -71,37 +71,50 @@ static bool last_needed(const se_store *store, const se_record *record, uint64_t
     }
 }
 
-se_status se_record_trim(se_store *store, se_leaf *leaf, const se_retention *retention,
-                         uint64_t now_us, uint64_t pressure, uint64_t *walk, bool *alone) {
+/* Nobody needs what is behind this record. */
+static se_status cut_behind(se_store *store, se_record *record, uint64_t pressure) {
     se_sequencer *seq = store->seq;
+    uint64_t prev = se_load_relaxed(&record->prev);
+    if (prev <= SE_CUT)
+        return SE_OK;
+    const se_record *older = se_record_at(store, prev);
+    if (!older)
+        return SE_CORRUPT;
+    se_undo_store(store, &record->prev, SE_CUT);
+    SE_TRY(se_retire(store, se_record_block(prev, older) | SE_BLOCK_CHAIN));
+    se_word *counter = pressure ? &seq->pressure_trimmed : &seq->trimmed_versions;
+    se_store_relaxed(counter, se_load_relaxed(counter) + 1);
+    return SE_OK;
+}
+
+se_status se_record_trim(se_store *store, se_leaf *leaf, const se_retention *retention,
+                         uint64_t now_us, uint64_t pressure, uint64_t *walk, se_trim_place *place,
+                         bool *alone) {
+    se_trim_place at = *place;
     *alone = false;
+    memset(place, 0, sizeof *place);
     if (retention->kind == SE_RETAIN_ALL || (retention->kind == SE_RETAIN_DEFAULT && !pressure))
         return SE_OK;
-    uint64_t head = se_load_relaxed(&leaf->head);
-    se_record *record = se_record_at(store, head);
+    if (!at.record) {
+        at.record = se_load_relaxed(&leaf->head);
+        at.kept = 1;
+    }
+    se_record *record = se_record_at(store, at.record);
     if (!record)
         return SE_CORRUPT;
-    for (uint64_t kept = 1; *walk > 0; kept++, --*walk) {
-        uint64_t prev = se_load_relaxed(&record->prev);
-        if (last_needed(store, record, kept, retention, now_us, pressure)) {
-            if (prev > SE_CUT) {
-                const se_record *older = se_record_at(store, prev);
-                if (!older)
-                    return SE_CORRUPT;
-                se_undo_store(store, &record->prev, SE_CUT);
-                SE_TRY(se_retire(store, se_record_block(prev, older) | SE_BLOCK_CHAIN));
-                se_word *counter = pressure ? &seq->pressure_trimmed : &seq->trimmed_versions;
-                se_store_relaxed(counter, se_load_relaxed(counter) + 1);
-            }
-            *alone = kept == 1 && (record->flags & SE_RECORD_TOMBSTONE) != 0;
-            return SE_OK;
+    for (; *walk > 0; at.kept++, --*walk) {
+        if (last_needed(store, record, at.kept, retention, now_us, pressure)) {
+            *alone = at.kept == 1 && (record->flags & SE_RECORD_TOMBSTONE) != 0;
+            return cut_behind(store, record, pressure);
         }
-        if (prev <= SE_CUT)
+        at.record = se_load_relaxed(&record->prev);
+        if (at.record <= SE_CUT)
             return SE_OK;
-        se_record *older = se_record_at(store, prev);
+        se_record *older = se_record_at(store, at.record);
         if (!older || !se_record_in_order(record, older))
             return SE_CORRUPT;
         record = older;
     }
+    *place = at;
     return SE_OK;
 }

@@ -66,11 +66,19 @@ se_status se_record_older(const se_store *store, const se_record *record, const 
 se_status se_record_make(se_store *store, uint64_t prev, uint64_t version, uint64_t timestamp_us,
                          uint64_t expires_us, uint32_t flags, const void *value,
                          uint32_t value_size, uint64_t *offset);
+/* Where a walk along a chain stopped. */
+typedef struct {
+    uint64_t record; /* the next one to look at; 0: begin at the head */
+    uint64_t kept;   /* how many records there are up to it, itself included */
+} se_trim_place;
+
 /* Cuts what retention and trim_effective let go. Inside a change.
  * pressure: 0, or the version up to which the high-water rule drops history of SE_RETAIN_DEFAULT.
  * *walk: the most records to look at; on return, how many are left of it.
+ * *place: where to begin; where to go on, or all zero when the walk came to its end.
  * *alone: the head is a tombstone with nothing behind it that anybody needs: the leaf may go. */
 se_status se_record_trim(se_store *store, se_leaf *leaf, const se_retention *retention,
-                         uint64_t now_us, uint64_t pressure, uint64_t *walk, bool *alone);
+                         uint64_t now_us, uint64_t pressure, uint64_t *walk, se_trim_place *place,
+                         bool *alone);
 
 #endif

@@ -15,6 +15,7 @@
 #define RING_SLACK 32u
 #define UPKEEP_BUDGET 64u /* from here on the caller is upkeep, which takes more trouble */
 #define STUCK_MAX 1024u
+#define FREE_MAX 8192u /* at once, below a millisecond */
 
 static se_retired *ring_entry(const se_store *store, uint64_t position) {
     uint64_t capacity = se_load_relaxed(&store->seq->ring_capacity);
@@ -36,7 +37,8 @@ se_status se_retire_init(se_store *store) {
 }
 
 static uint64_t next_epoch(const se_store *store) {
-    return se_load_relaxed(&store->seq->commit_version) + 1;
+    /* Nobody reads while the log is replayed: what is retired may go at once. */
+    return store->replaying ? 0 : se_load_relaxed(&store->seq->commit_version) + 1;
 }
 
 static se_status push(se_store *store, uint64_t block, bool undoable) {
@@ -79,36 +81,6 @@ static se_status widen(se_store *store, uint64_t wider) {
     return push(store, se_block(old_offset, capacity * sizeof(se_retired)), true);
 }
 
-se_status se_retire_reserve(se_store *store, uint64_t need) {
-    se_sequencer *seq = store->seq;
-    uint64_t used = se_load_relaxed(&seq->ring_tail) - se_load_relaxed(&seq->ring_head);
-    uint64_t wider = se_load_relaxed(&seq->ring_capacity);
-    if (SE_LIKELY(used + need + RING_SLACK <= wider))
-        return SE_OK;
-    while (used + need + RING_SLACK > wider)
-        wider *= 2;
-    se_undo_begin(store, SE_UPKEEP);
-    se_status status = widen(store, wider);
-    if (status == SE_OK) {
-        se_undo_end(store);
-        return SE_OK;
-    }
-    se_status undone = se_undo_rollback(store);
-    return undone == SE_OK ? status : undone;
-}
-
-se_status se_retire(se_store *store, uint64_t block) { return push(store, block, true); }
-
-se_status se_retire_after_rollback(se_store *store, uint64_t block) {
-    uint64_t tail = se_load_relaxed(&store->seq->ring_tail);
-    if (tail != se_load_relaxed(&store->seq->ring_head)) {
-        const se_retired *last = ring_entry(store, tail - 1);
-        if (last && se_load_relaxed(&last->block) == block)
-            return SE_OK;
-    }
-    return push(store, block, false);
-}
-
 /* Where a chain goes on after the record at this block; 0 at its end. */
 static uint64_t chain_rest(const se_store *store, const se_record *record) {
     uint64_t prev = se_load_relaxed(&record->prev);
@@ -149,6 +121,76 @@ static se_status free_oldest(se_store *store, se_retired *entry) {
     return SE_OK;
 }
 
+static bool may_free(se_store *store, uint64_t epoch, bool *measured) {
+    se_sequencer *seq = store->seq;
+    if (epoch <= se_load_relaxed(&seq->safe_epoch))
+        return true;
+    if (*measured || epoch > se_load_relaxed(&seq->commit_version))
+        return false;
+    *measured = true;
+    se_store_relaxed(&seq->safe_epoch, se_epoch_min(store));
+    return epoch <= se_load_relaxed(&seq->safe_epoch);
+}
+
+/* Frees the oldest ones that nobody can see any more. */
+static se_status free_ready(se_store *store, uint64_t budget, bool *measured) {
+    se_sequencer *seq = store->seq;
+    while (budget-- > 0) {
+        uint64_t head = se_load_relaxed(&seq->ring_head);
+        if (head == se_load_relaxed(&seq->ring_tail))
+            break;
+        se_retired *entry = ring_entry(store, head);
+        if (!entry)
+            return SE_CORRUPT;
+        if (!may_free(store, se_load_relaxed(&entry->epoch), measured))
+            break;
+        SE_TRY(free_oldest(store, entry));
+    }
+    return SE_OK;
+}
+
+uint64_t se_retire_room(const se_store *store) {
+    const se_sequencer *seq = store->seq;
+    uint64_t used = se_load_relaxed(&seq->ring_tail) - se_load_relaxed(&seq->ring_head);
+    uint64_t capacity = se_load_relaxed(&seq->ring_capacity);
+    return used + RING_SLACK < capacity ? capacity - used - RING_SLACK : 0;
+}
+
+se_status se_retire_reserve(se_store *store, uint64_t need) {
+    se_sequencer *seq = store->seq;
+    if (SE_LIKELY(need <= se_retire_room(store)))
+        return SE_OK;
+    /* A wider ring needs memory, which may be what is lacking. */
+    bool measured = false;
+    SE_TRY(free_ready(store, need < FREE_MAX ? need + RING_SLACK : FREE_MAX, &measured));
+    if (need <= se_retire_room(store))
+        return SE_OK;
+    uint64_t used = se_load_relaxed(&seq->ring_tail) - se_load_relaxed(&seq->ring_head);
+    uint64_t wider = se_load_relaxed(&seq->ring_capacity);
+    while (used + need + RING_SLACK > wider)
+        wider *= 2;
+    se_undo_begin(store, SE_UPKEEP);
+    se_status status = widen(store, wider);
+    if (status == SE_OK) {
+        se_undo_end(store);
+        return SE_OK;
+    }
+    se_status undone = se_undo_rollback(store);
+    return undone == SE_OK ? status : undone;
+}
+
+se_status se_retire(se_store *store, uint64_t block) { return push(store, block, true); }
+
+se_status se_retire_after_rollback(se_store *store, uint64_t block) {
+    uint64_t tail = se_load_relaxed(&store->seq->ring_tail);
+    if (tail != se_load_relaxed(&store->seq->ring_head)) {
+        const se_retired *last = ring_entry(store, tail - 1);
+        if (last && se_load_relaxed(&last->block) == block)
+            return SE_OK;
+    }
+    return push(store, block, false);
+}
+
 se_status se_retire_mend(se_store *store) {
     se_sequencer *seq = store->seq;
     uint64_t head = se_load_relaxed(&seq->ring_head);
@@ -165,17 +207,6 @@ se_status se_retire_mend(se_store *store) {
     return given || (block & SE_BLOCK_FREEING) ? free_oldest(store, entry) : SE_OK;
 }
 
-static bool may_free(se_store *store, uint64_t epoch, bool *measured) {
-    se_sequencer *seq = store->seq;
-    if (epoch <= se_load_relaxed(&seq->safe_epoch))
-        return true;
-    if (*measured || epoch > se_load_relaxed(&seq->commit_version))
-        return false;
-    *measured = true;
-    se_store_relaxed(&seq->safe_epoch, se_epoch_min(store));
-    return epoch <= se_load_relaxed(&seq->safe_epoch);
-}
-
 /* What a rollback retired carries the next version; if no commit comes, one is consumed for it. */
 static void advance_if_stuck(se_store *store, uint32_t budget) {
     se_sequencer *seq = store->seq;
@@ -188,19 +219,7 @@ static void advance_if_stuck(se_store *store, uint32_t budget) {
 }
 
 se_status se_retire_free(se_store *store, uint32_t budget) {
-    se_sequencer *seq = store->seq;
     advance_if_stuck(store, budget);
     bool measured = (store->commit_serial & 31) != 0 && budget < UPKEEP_BUDGET;
-    while (budget-- > 0) {
-        uint64_t head = se_load_relaxed(&seq->ring_head);
-        if (head == se_load_relaxed(&seq->ring_tail))
-            break;
-        se_retired *entry = ring_entry(store, head);
-        if (!entry)
-            return SE_CORRUPT;
-        if (!may_free(store, se_load_relaxed(&entry->epoch), &measured))
-            break;
-        SE_TRY(free_oldest(store, entry));
-    }
-    return SE_OK;
+    return free_ready(store, budget, &measured);
 }

@@ -17,6 +17,8 @@
 #include "store.h"
 
 se_status se_retire_init(se_store *store);
+/* How many pushes there is room for. */
+uint64_t se_retire_room(const se_store *store);
 /* Makes room for so many pushes, in a change of its own: a rollback of the change that needs them
  * pushes every block that it took. */
 se_status se_retire_reserve(se_store *store, uint64_t need);

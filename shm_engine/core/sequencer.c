@@ -9,6 +9,7 @@
 #include "client.h"
 #include "commit.h"
 #include "futex.h"
+#include "log.h"
 #include "retire.h"
 #include "undo.h"
 
@@ -150,6 +151,7 @@ void se_sequencer_finish(se_store *store) {
     for (int round = 0;; round++) {
         se_sequencer_release(store);
         se_fence_full();
+        se_log_notice(store);
         if (SE_LIKELY(!se_sequencer_has_pending(store)))
             return;
         if (round == 2) {

@@ -8,9 +8,11 @@
 #include "client.h"
 #include "futex.h"
 #include "index.h"
+#include "join.h"
 #include "keeper.h"
 #include "sequencer.h"
 #include "sweep.h"
+#include "walring.h"
 
 #define AREA_FIRST SE_REQUEST_FIRST
 #define AREA_KEEP (UINT64_C(1) << 20)
@@ -22,6 +24,8 @@
 #define ASK_AGAIN_NS 10000000u
 #define PARK_NS 1000000u
 #define REPAIRS_MAX 8u
+#define LAST_TRIES 2u
+#define LOG_WAIT_NS 10000000u
 #define PATIENCE_NS (UINT64_C(3000) * 1000000u)
 
 se_status se_session_open(se_session *session, se_store *store) {
@@ -73,6 +77,9 @@ se_status se_session_begin(se_session *session, const uint8_t *run, uint64_t now
     session->op_count = 0;
     session->short_since_ns = 0;
     session->repairs = 0;
+    session->joins = 0;
+    session->near.node = 0;
+    session->last_tries = 0;
     (void)se_session_pin(session);
     bool same = session->run_known && memcmp(session->run, run, SE_RUN_ID_SIZE) == 0 &&
                 session->run_epoch == se_load_acquire(&session->store->seq->run_epoch);
@@ -116,22 +123,22 @@ se_status se_session_add(se_session *session, uint32_t kind, const uint8_t *key,
                          uint64_t expires_us, int64_t argument) {
     se_store *store = session->store;
     uint64_t size = (sizeof(se_op) + key_size + (uint64_t)value_size + 7) & ~UINT64_C(7);
-    uint64_t leaf = 0;
     if (session->op_count >= SE_OPS_MAX)
         return SE_TOO_LARGE;
     SE_TRY(area_reserve(session, session->used + size));
-    if (kind != SE_OP_CHECK_RANGE)
-        SE_TRY(se_index_find(store, key, key_size, &leaf));
     se_op *op = (se_op *)(se_request_area(store, session->slot) + session->used);
     op->kind = (uint8_t)kind;
     op->flags = 0;
     op->key_size = (uint16_t)key_size;
     op->value_size = value_size;
-    op->leaf = leaf;
+    op->leaf = 0;
     op->expires_us = expires_us;
     op->argument = argument;
     op->result = 0;
     memcpy(op + 1, key, key_size);
+    if (kind != SE_OP_CHECK_RANGE) /* the key in the area stays there for the next look-up */
+        SE_TRY(se_index_find_near(store, (const uint8_t *)(op + 1), key_size, &session->near,
+                                  &op->leaf));
     if (value_size)
         memcpy((uint8_t *)(op + 1) + key_size, value, value_size);
     session->used += size;
@@ -190,8 +197,10 @@ se_status se_session_submit(se_session *session) {
     uint64_t margin = store->header->reserve_size + (UINT64_C(256) << 10) + session->used * 2;
     uint64_t bump = se_load_relaxed(&store->seq->arena_bump);
     uint64_t allocated = se_load_acquire(&store->seq->arena_allocated);
-    if (SE_UNLIKELY(bump + RING_MARGIN > allocated && bump > store->rung_bump + RING_STEP)) {
-        store->rung_bump = bump; /* the keeper sleeps, and this goes faster than it expects */
+    if (SE_UNLIKELY(bump + RING_MARGIN > allocated &&
+                    bump > se_load_relaxed(&store->rung_bump) + RING_STEP)) {
+        /* The keeper sleeps, and this goes faster than it expects. */
+        atomic_store_explicit(&store->rung_bump, bump, memory_order_relaxed);
         se_keeper_ring(store);
     }
     if (SE_UNLIKELY(bump + margin > allocated))
@@ -266,7 +275,28 @@ se_status se_session_withdraw(se_session *session) {
     return SE_OK;
 }
 
-/* Shared memory is used up: frees what retention and the high-water rule let go. SE_BUSY: what was
+/* Enough may be free, in pieces that are too small: then no history has to go for it. */
+static bool may_join(const se_session *session, uint64_t need) {
+    const se_store *store = session->store;
+    return se_load_relaxed(&store->seq->arena_free) >= need &&
+           session->joins < se_join_stretches(store);
+}
+
+static se_status join_free_blocks(se_session *session) {
+    bool whole = !se_join_under_way(session->store);
+    se_status status = se_join_stretch(session->store);
+    session->joins += whole && status == SE_OK;
+    return status;
+}
+
+/* What the refused attempts had taken themselves is free again only now, and cut up for the next. */
+static se_status try_last(se_session *session, uint64_t need) {
+    if (session->last_tries++ == LAST_TRIES)
+        return SE_FULL;
+    return session->joins == 0 && may_join(session, need) ? join_free_blocks(session) : SE_OK;
+}
+
+/* Shared memory is used up: joins free blocks; if that does not do, frees what retention and the high-water rule let go. SE_BUSY: what was
  * freed waits for a reader, which is a matter of moments unless that process is stopped. */
 static se_status make_room(se_session *session, uint64_t need) {
     se_store *store = session->store;
@@ -277,17 +307,24 @@ static se_status make_room(se_session *session, uint64_t need) {
     bool patient = now_ns - session->short_since_ns < PATIENCE_NS;
     /* The pin would hold back what is freed; the leaves found are looked up again. */
     se_session_unpin(session);
-    se_status status = se_sweep_for_room(store, need);
+    bool join = patient && may_join(session, need + store->header->reserve_size);
+    bool again = !join && session->last_tries > 0; /* there is nothing more that could go */
+    se_status status = join    ? join_free_blocks(session)
+                       : again ? se_sweep_retired(store)
+                               : se_sweep_for_room(store, need);
     (void)se_session_pin(session);
+    if (join)
+        return status;
     if (status != SE_OK && status != SE_NEED_SPACE) /* the sweep itself may have found no memory */
         return status;
     if (se_arena_used(store) < refused && (patient || session->repairs < REPAIRS_MAX)) {
         session->repairs++;
+        session->joins = 0;
         return SE_OK;
     }
     if (!patient || se_load_relaxed(&store->seq->ring_head) ==
                         se_load_relaxed(&store->seq->ring_tail))
-        return SE_FULL;
+        return try_last(session, need);
     struct timespec pause = {0, 500000};
     nanosleep(&pause, NULL);
     return SE_BUSY;
@@ -313,9 +350,21 @@ static se_status find_memory(se_session *session) {
     return status;
 }
 
+/* The pin would hold back memory for as long as the disk takes. */
+static se_status find_log_room(se_session *session) {
+    se_session_unpin(session);
+    se_status status = se_ring_make_room(session->store, sizeof(se_frame) + session->used + 8,
+                                         LOG_WAIT_NS);
+    (void)se_session_pin(session);
+    forget_hints(session);
+    return status;
+}
+
 se_status se_session_repair(se_session *session) {
-    bool memory = se_load_relaxed(&slot_of(session)->reply_status) == SE_NEED_SPACE;
-    se_status status = memory ? find_memory(session) : SE_OK;
+    uint64_t lack = se_load_relaxed(&slot_of(session)->reply_status);
+    se_status status = lack == SE_NEED_SPACE ? find_memory(session)
+                       : lack == SE_NEED_LOG ? find_log_room(session)
+                                             : SE_OK;
     if (status == SE_OK)
         status = find_run(session);
     session->repairing = status == SE_BUSY;
@@ -338,7 +387,7 @@ static void trim_area(se_session *session) {
 
 se_status se_session_outcome(se_session *session) {
     se_status status = (se_status)se_load_relaxed(&slot_of(session)->reply_status);
-    if (SE_UNLIKELY(status == SE_NEED_SPACE || status == SE_STALE_RUN))
+    if (SE_UNLIKELY(status == SE_NEED_SPACE || status == SE_STALE_RUN || status == SE_NEED_LOG))
         return SE_NEED_SPACE;
     finish(session);
     if (SE_UNLIKELY(session->area_backed > AREA_KEEP && session->used < AREA_FIRST))

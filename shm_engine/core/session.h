@@ -11,7 +11,7 @@
 #ifndef SE_SESSION_H
 #define SE_SESSION_H
 
-#include "store.h"
+#include "index.h"
 
 typedef struct {
     se_store *store;
@@ -24,12 +24,15 @@ typedef struct {
     bool waiting; /* submitted, not replied */
     uint64_t short_since_ns; /* since when this write set has found no memory, 0: it has not */
     uint32_t repairs;        /* how often it was submitted again after room was made */
+    uint32_t last_tries;     /* how often when nothing more could be done */
+    uint64_t joins;          /* stretches whose free blocks were joined for it since then */
     bool repairing; /* replied that memory is short, and not submitted again yet */
     bool committing; /* the caller's: between submit and the outcome */
     uint8_t run[SE_RUN_ID_SIZE];
     bool run_known;
     uint64_t run_leaf;
     uint64_t run_epoch;
+    se_index_near near; /* where the last key of the write set was found */
 } se_session;
 
 se_status se_session_open(se_session *session, se_store *store);

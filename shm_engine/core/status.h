@@ -28,7 +28,10 @@
     X(16, INVALID, "the request makes no sense", "InternalError")                              \
     X(17, CLOSED, "the database is closed", "Closed")                                          \
     X(18, IO, "a system call failed", "IoError")                                               \
-    X(19, IN_DOUBT, "the commit is in the hands of a stopped process", "Unavailable")
+    X(19, IN_DOUBT, "the commit is in the hands of a stopped process", "Unavailable")          \
+    X(20, NEED_LOG, "the log must be written before this commit", "")                          \
+    X(21, READ_ONLY, "the log could not be written", "IoError")                                \
+    X(22, DAMAGED, "a file of the database is damaged", "Corruption")
 
 #define SE_STATUS_ENUM(code, name, text, exception) SE_##name = code,
 typedef enum { SE_STATUS_LIST(SE_STATUS_ENUM) } se_status;

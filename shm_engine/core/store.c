@@ -21,7 +21,7 @@ static uint64_t page_up(uint64_t size) {
 }
 
 /* Where the parts of the control segment lie for so many clients. */
-static void plan(se_header *header, uint32_t max_clients) {
+static void plan(se_header *header, uint32_t max_clients, bool logged) {
     header->max_clients = max_clients;
     header->snapshot_count = SE_SNAPSHOT_COUNT;
     header->slots_offset = 2 * SE_PAGE;
@@ -33,11 +33,14 @@ static void plan(se_header *header, uint32_t max_clients) {
     header->requests_offset = page_up(header->taken_offset + SE_TAKEN_MAX * sizeof(se_word));
     header->request_size = SE_REQUEST_MAX;
     header->control_size = header->requests_offset + max_clients * SE_REQUEST_MAX;
+    header->wal_ring_offset = logged ? header->control_size : 0;
+    header->wal_ring_size = logged ? SE_RING_SIZE : 0;
+    header->control_size += header->wal_ring_size;
 }
 
-uint64_t se_store_control_size(uint32_t max_clients) {
+uint64_t se_store_control_size(uint32_t max_clients, bool logged) {
     se_header header;
-    plan(&header, max_clients);
+    plan(&header, max_clients, logged);
     return header.control_size;
 }
 
@@ -151,8 +154,12 @@ static void find_parts(se_store *store) {
 static se_status back_control(se_store *store, const se_header *layout) {
     SE_TRY(se_back_with_memory(store->control_fd, 0,
                                layout->undo_offset + SE_UNDO_FIRST * sizeof(se_undo_entry)));
-    return se_back_with_memory(store->control_fd, layout->taken_offset,
-                               SE_TAKEN_FIRST * sizeof(se_word));
+    SE_TRY(se_back_with_memory(store->control_fd, layout->taken_offset,
+                               SE_TAKEN_FIRST * sizeof(se_word)));
+    if (layout->wal_ring_size == 0)
+        return SE_OK;
+    return se_back_with_memory(store->control_fd, layout->wal_ring_offset,
+                               SE_RING_FIRST + SE_PAGE); /* see walring.c */
 }
 
 static void init_mutex(pthread_mutex_t *mutex) {
@@ -164,6 +171,12 @@ static void init_mutex(pthread_mutex_t *mutex) {
     pthread_mutexattr_destroy(&attributes);
 }
 
+/* As much as a busy second of a slow disk, but not more than the data may take. */
+static uint64_t ring_soft(uint64_t data_size) {
+    uint64_t soft = data_size / 16;
+    return soft < SE_RING_FIRST ? SE_RING_FIRST : soft > SE_RING_SOFT_MAX ? SE_RING_SOFT_MAX : soft;
+}
+
 se_status se_store_create(se_store *store, int control_fd, int data_fd,
                           const se_options *options) {
     se_header layout;
@@ -171,7 +184,7 @@ se_status se_store_create(se_store *store, int control_fd, int data_fd,
     memset(store, 0, sizeof *store);
     if (options->max_clients == 0 || options->max_clients > SE_CLIENTS_MAX)
         return SE_INVALID;
-    plan(&layout, options->max_clients);
+    plan(&layout, options->max_clients, options->durability_kind != SE_IN_MEMORY);
     store->control_size = layout.control_size;
     store->data_size = page_up(options->map_size);
     if (store->data_size < 2 * SE_ARENA_FIRST)
@@ -196,6 +209,10 @@ se_status se_store_create(se_store *store, int control_fd, int data_fd,
     layout.durability_kind = options->durability_kind;
     layout.flush_interval_ms = options->flush_interval_ms;
     layout.max_pending_writes = options->max_pending_writes;
+    layout.wal_ring_soft = ring_soft(store->data_size);
+    memcpy(layout.database_id, options->database_id, sizeof layout.database_id);
+    memcpy(layout.folder, options->folder, sizeof layout.folder);
+    layout.folder[sizeof layout.folder - 1] = 0;
     *store->header = layout;
     find_parts(store);
     init_mutex(&store->seq->mutex);
@@ -205,6 +222,7 @@ se_status se_store_create(se_store *store, int control_fd, int data_fd,
     se_store_relaxed(&store->seq->taken_allocated, SE_TAKEN_FIRST);
     se_store_relaxed(&store->seq->arena_bump, SE_PAGE);
     se_store_relaxed(&store->seq->arena_allocated, SE_ARENA_FIRST);
+    se_store_relaxed(&store->seq->wal_backed, layout.wal_ring_size ? SE_RING_FIRST : 0);
     se_store_relaxed_u32(&store->seq->phase, SE_PHASE_SERVING);
     uint32_t prepared = 0;
     se_client_prepare_next(store, 4, &prepared);
@@ -235,7 +253,7 @@ se_status se_store_attach(se_store *store, int control_fd, int data_fd, uint32_t
     if (header.format_version != SE_FORMAT_VERSION || header.byte_order != SE_BYTE_ORDER ||
         header.max_clients == 0 || header.max_clients > SE_CLIENTS_MAX)
         return SE_FORMAT;
-    plan(&expected, header.max_clients);
+    plan(&expected, header.max_clients, header.durability_kind != SE_IN_MEMORY);
     if (header.control_size != expected.control_size ||
         header.slots_offset != expected.slots_offset ||
         header.snapshots_offset != expected.snapshots_offset ||
@@ -244,6 +262,8 @@ se_status se_store_attach(se_store *store, int control_fd, int data_fd, uint32_t
         header.taken_offset != expected.taken_offset ||
         header.requests_offset != expected.requests_offset ||
         header.request_size != expected.request_size ||
+        header.wal_ring_offset != expected.wal_ring_offset ||
+        header.wal_ring_size != expected.wal_ring_size ||
         (uint64_t)control_info.st_size != header.control_size ||
         (uint64_t)data_info.st_size != header.data_size || header.data_size < 2 * SE_ARENA_FIRST)
         return SE_FORMAT;

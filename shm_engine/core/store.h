@@ -27,7 +27,7 @@ typedef struct se_store {
     se_undo_entry *undo;
     se_word *taken;
     se_word mapped_to;      /* arena bytes whose pages this process has mapped ahead */
-    uint64_t rung_bump;     /* the bump pointer when this process last rang the keeper's bell */
+    se_word rung_bump;      /* the bump pointer when this process last rang the keeper's bell */
     se_word asked_ns;       /* when this process last asked for memory in vain */
     uint64_t identity;      /* of this process */
     uint64_t undo_count;    /* the holder's private copies of the shared counts */
@@ -35,6 +35,9 @@ typedef struct se_store {
     uint64_t commit_serial; /* commits drained here, paces the upkeep */
     uint64_t short_of;      /* the block size that the last SE_NEED_SPACE was about */
     bool deleting;          /* the request being served may use the reserve */
+    bool replaying;         /* the log is being replayed: no reader, no versions of its own */
+    uint64_t frame_start;   /* of the frame being written into the WAL ring, a position */
+    uint64_t frame_at;      /* where its next operation goes; UINT64_MAX: none is begun */
 } se_store;
 
 typedef struct {
@@ -44,10 +47,12 @@ typedef struct {
     uint32_t flush_interval_ms;
     uint64_t max_pending_writes;
     uint64_t created_us;
+    uint8_t database_id[16];
+    char folder[1024];
 } se_options;
 
 /* Bytes that the control segment needs (sparse). */
-uint64_t se_store_control_size(uint32_t max_clients);
+uint64_t se_store_control_size(uint32_t max_clients, bool logged);
 /* Lays out two empty segments. SE_FULL: shared memory has no room; SE_IO: errno says. */
 se_status se_store_create(se_store *store, int control_fd, int data_fd, const se_options *options);
 /* Maps two existing ones. SE_FORMAT: *found is the version (0: no database of ours at all). */

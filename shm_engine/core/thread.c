@@ -109,6 +109,17 @@ static registered *find(uint64_t threads_id) {
     return at;
 }
 
+bool se_threads_committing(uint64_t threads_id) {
+    pthread_t self = pthread_self();
+    bool found = false;
+    pthread_mutex_lock(&lock);
+    const registered *owner = find(threads_id);
+    for (const entry *at = owner ? owner->entries : NULL; at && !found; at = at->next)
+        found = at->session.committing && !pthread_equal(at->thread, self);
+    pthread_mutex_unlock(&lock);
+    return found;
+}
+
 void se_threads_after_fork(uint64_t threads_id) {
     pthread_mutex_lock(&lock);
     registered *found = find(threads_id);

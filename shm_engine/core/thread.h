@@ -24,6 +24,8 @@ extern uint64_t se_fork_count;
 uint64_t se_threads_open(se_store *store);
 /* Gives all slots of this process back. */
 void se_threads_close(uint64_t threads_id);
+/* Whether another thread than this one is between submit and the outcome of a commit. */
+bool se_threads_committing(uint64_t threads_id);
 /* In a forked child: forgets the parent's sessions. */
 void se_threads_after_fork(uint64_t threads_id);
 se_status se_thread_session_slow(uint64_t threads_id, se_session **session);

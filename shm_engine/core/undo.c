@@ -50,10 +50,11 @@ se_status se_undo_rollback(se_store *store) {
         se_undo_bump_run_epoch(store);
     store->undo_count = 0;
     se_store_release(&seq->undo_count, 0);
+    bool unseen = se_load_relaxed(&seq->undo_version) == SE_UPKEEP;
     while (store->taken_count > 0) {
         uint64_t block = se_load_relaxed(&store->taken[store->taken_count - 1]);
         if (se_arena_was_taken(store, block))
-            SE_TRY(se_retire_after_rollback(store, block));
+            SE_TRY(unseen ? se_arena_give(store, block) : se_retire_after_rollback(store, block));
         store->taken_count--;
         se_store_release(&seq->taken_count, store->taken_count);
     }

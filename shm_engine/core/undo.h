@@ -17,7 +17,8 @@
 
 #include "store.h"
 
-/* An undo_version that no commit reaches: upkeep, which has no commit point but its end. */
+/* An undo_version that no commit reaches: upkeep, which has no commit point but its end. No reader
+ * can see a block that it takes (a wider retire ring), so that a rollback gives it straight back. */
 #define SE_UPKEEP UINT64_MAX
 
 void se_undo_begin(se_store *store, uint64_t version);
