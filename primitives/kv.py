@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from shm_engine import errors, keys, values
-from shm_engine._core import RunId
+from shm_engine._core import RunId, plain_pairs
 from shm_engine.versions import U64_MAX, Version, Versioned
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class KVStore:
         Of equal keys the last wins. At most 1,048,576 items and 64 MiB encoded, else
         ConstraintViolation. No items: nothing is committed and the newest version comes back.
         """
-        return self._engine.put_many(run, TAG, _as_dict(items))
+        return self._engine.put_many(run, TAG, *_names_and_values(items))
 
     def mdelete(self, run: RunId | str, names: Iterable[str]) -> int:
         """Removes all of the keys in one commit; how many of them existed."""
@@ -294,12 +294,18 @@ def _as_list(names: Iterable[T], what: str = "keys") -> list[T]:
     return list(names)
 
 
-def _as_dict(items: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Keys and values; of equal keys the last."""
+def _names_and_values(
+    items: Mapping[str, Any] | Iterable[tuple[str, Any]],
+) -> tuple[list[str], list[Any]]:
+    """Keys, each once, and their values; of equal keys the last."""
     if isinstance(items, Mapping):
-        return dict(items)
-    found: dict[str, Any] = {}
+        found = dict(items)
+        return list(found), list(found.values())
     pairs: list[Any] = _as_list(items, "items")
+    plain = plain_pairs(pairs)
+    if plain is not None:
+        return plain
+    found = {}
     for pair in pairs:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             kind = values.class_name(pair)
@@ -310,7 +316,7 @@ def _as_dict(items: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[str, 
             )
         _check_kind(pair[0])
         found[pair[0]] = pair[1]
-    return found
+    return list(found), list(found.values())
 
 
 def _check_kind(name: str) -> None:

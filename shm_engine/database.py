@@ -24,12 +24,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from shm_engine import coordinator, errors, keys, values
 from shm_engine._core import RunId, Store, process_alive, to_run
 from shm_engine.durability import Durability
+from shm_engine.recovery import RecoveryReport
 from shm_engine.retention import RetentionPolicy
 from shm_engine.segments import MAP_SIZE_MIN, Segments, clear_leftovers, default_map_size
 from shm_engine.transaction import Snapshot, Transaction
@@ -48,6 +50,7 @@ BACKOFF_FIRST_S: Final = 0.010
 BACKOFF_MAX_S: Final = 0.100
 JOIN_TRIES: Final = 200
 LEAVE_S: Final = 15.0
+LEAVE_LOGGED_S: Final = 600.0
 START_AGAIN_S: Final = 0.5
 KINDS: Final = ("in_memory", "no_durability", "buffered", "strict")
 
@@ -63,6 +66,7 @@ class DatabaseMetrics:
         commit_rate: Committed by committed plus aborted; 1.0 before the first.
         operations: Committed plus aborted.
         version: The newest commit.
+        durable_version: The newest one known to be on the disk; 0 in memory.
         keys: Keys that have a value (all primitives; run records too).
         conflicts: The same as transactions_aborted.
         trimmed_versions, pressure_trimmed_versions: How often old history was cut by the run's
@@ -74,6 +78,10 @@ class DatabaseMetrics:
         arena_used_bytes, arena_allocated_bytes, map_size_bytes: Shared memory in blocks, backed,
             and the bound.
         retired_blocks: Blocks waiting for readers.
+        log_bytes: Bytes of log written since the last checkpoint.
+        log_ring_bytes: Bytes in the log's ring that may not be written over yet.
+        syncs: How often the log was synced.
+        checkpoint_version, checkpoint_bytes: Of the newest checkpoint, 0 without one.
         section_update_ns, section_insert_ns: Mean time in the critical section for each operation,
             None unless timing was switched on.
     """
@@ -84,6 +92,7 @@ class DatabaseMetrics:
     commit_rate: float
     operations: int
     version: int
+    durable_version: int
     keys: int
     conflicts: int
     trimmed_versions: int
@@ -97,6 +106,11 @@ class DatabaseMetrics:
     arena_allocated_bytes: int
     map_size_bytes: int
     retired_blocks: int
+    log_bytes: int
+    log_ring_bytes: int
+    syncs: int
+    checkpoint_version: int
+    checkpoint_bytes: int
     section_update_ns: float | None
     section_insert_ns: float | None
 
@@ -141,6 +155,7 @@ class Database:
     _segments: Segments
     _options: coordinator.Options
     _watch: _Watch | None
+    _recovery: RecoveryReport | None
     _owner_pid: int
     _closed: bool
     _closing: threading.Lock
@@ -170,7 +185,8 @@ class Database:
 
         Raises:
             InvalidOperation: the path is a file, is another user's, or cannot be written; or the
-                mode differs; or the mode keeps a log (this release keeps data in memory alone).
+                mode differs; or the mode is in_memory and the folder holds a database with a log.
+            Corruption: a file is damaged; the message names it, and what to do.
             StorageFull: /dev/shm has no room. Unavailable: no coordinator came up, or all slots
                 are taken. FormatMismatch: another build has it open.
 
@@ -179,8 +195,6 @@ class Database:
         wanted = Durability.strict() if durability is None else Durability.of(durability)
         options = _options(wanted, map_size, max_clients)
         folder = _folder_named(path)
-        if not folder.exists():
-            _check_supported(options)
         _prepare_folder(folder)
         return cls._join_folder(folder, options, wanted if durability is not None else None)
 
@@ -207,12 +221,16 @@ class Database:
         options = _options(Durability.in_memory(), map_size, max_clients)
         clear_leftovers()
         segments = Segments.fresh()
-        store = segments.create(
-            map_size=options.map_size, max_clients=options.max_clients, durability_kind=0
-        )
-        store.join()
-        store.start_keeper()
-        return cls._make(store, None, segments, options)
+        try:
+            store = segments.create(
+                map_size=options.map_size, max_clients=options.max_clients, durability_kind=0
+            )
+            store.join()
+            store.start_keeper()
+            return cls._make(store, None, segments, options)
+        except BaseException:
+            segments.unlink()
+            raise
 
     @classmethod
     def _make(
@@ -223,10 +241,13 @@ class Database:
         self._path = path
         self._segments = segments
         self._options = options
+        self._recovery = None
         self._owner_pid = os.getpid()
         self._closed = False
         self._closing = threading.Lock()
-        self._watch = _Watch(self) if path is not None else None
+        self._watch = None
+        if path is not None:
+            _Watch(self)
         _open_handles.add(self)
         handle = weakref.ref(self)
         store.after_fork = lambda: _after_fork(handle)
@@ -236,23 +257,37 @@ class Database:
     def _join_folder(
         cls, folder: Path, options: coordinator.Options, wanted: Durability | None
     ) -> Database:
+        recovery: RecoveryReport | None = None
         for _ in range(JOIN_TRIES):
             info = coordinator.read_info(folder)
             if info is None or not info.is_alive():
                 # A living database keeps its mode when its coordinator has died.
                 left = info is not None and info.segments.exist()
-                if not (left and coordinator.start(folder, None)):
-                    _check_supported(options)
-                    coordinator.start(folder, options)
+                if info is not None and left:
+                    # Its coordinator may live in another container: then this raises.
+                    with suppress(errors.Closed, errors.FormatMismatch):
+                        info.segments.attach().close()
+                if not (left and coordinator.start(folder, None).found):
+                    recovery = coordinator.start(folder, options).recovery or recovery
+                continue
+            if not info.is_serving:
+                coordinator.start(folder, options)  # returns when the recovery is over
                 continue
             try:
                 store = info.segments.attach()
             except errors.Closed:
                 coordinator.wait_for_end(info.identity, LEAVE_S)
                 continue
+            if not coordinator.is_of(store, folder):
+                store.close()
+                recovery = coordinator.start(folder, options).recovery or recovery
+                continue
             if store.join():
                 self = cls._make(store, folder, info.segments, options)
                 self._check_mode(wanted)
+                self._recovery = recovery
+                if recovery is not None:
+                    recovery.warn(folder)
                 return self
             store.close()
             coordinator.wait_for_end(info.identity, LEAVE_S)
@@ -483,15 +518,31 @@ class Database:
     # -- upkeep and end -----------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Returns when all commits so far are as durable as the mode makes them.
+        """Returns when everything committed so far, by any process, is on the disk.
 
-        In memory that is at once.
+        In every mode with a log (no_durability too) that takes one sync; in memory nothing happens.
+        Cost: a sync, 0.1 to 10 ms. Raises IoError if the log could not be written, Unavailable
+        if no coordinator answers.
         """
         self._check_open()
+        self._store.flush()
 
     def checkpoint(self) -> None:
-        """Writes a checkpoint; a database in memory has none to write, so nothing happens."""
+        """Has the whole database written to one file, so that the next open has less to replay.
+
+        Commits go on meanwhile. Log files that it makes superfluous are removed. The coordinator
+        does this by itself when the log has grown, and when the last handle closes. In memory
+        nothing happens. Raises IoError if it could not be written; nothing is lost then.
+        """
         self._check_open()
+        if self._store.is_logged():
+            self._store.checkpoint()
+
+    @property
+    def recovery(self) -> RecoveryReport | None:
+        """What this handle's opening read from the files; None if the database was open already,
+        is new, or keeps no log."""
+        return self._recovery
 
     def close(self) -> None:
         """Gives this handle back; closing again does nothing.
@@ -513,33 +564,56 @@ class Database:
                 return
             self._closed = True
         _open_handles.discard(self)
-        if self._watch is not None and self._owner_pid == os.getpid():
-            self._watch.stop()
-        if self._path is None:
-            self._leave_ephemeral()
-        else:
-            self._leave_folder(self._path, wait)
+        try:
+            if self._watch is not None and self._owner_pid == os.getpid():
+                self._watch.stop()
+        finally:  # Ctrl-C may end any of the waits, but not keep the database open
+            if self._path is None:
+                self._leave_ephemeral()
+            else:
+                self._leave_folder(self._path, wait)
 
     def _leave_ephemeral(self) -> None:
-        self._store.leave()
-        with suppress(errors.Closed):
-            if self._store.try_leave_last():
-                self._segments.unlink()
-        self._store.close()
+        try:
+            self._store.leave()
+            with suppress(errors.Closed):
+                if self._store.try_leave_last():
+                    self._segments.unlink()
+        finally:
+            self._store.close()
 
     def _leave_folder(self, path: Path, wait: bool) -> None:
-        self._store.leave()
-        deadline = time.monotonic() + (LEAVE_S if wait else 0.0)
-        with suppress(errors.Closed):  # a forked child that came too late to join
-            while self._store.members() == 0 and time.monotonic() < deadline:
-                info = coordinator.read_info(path)
-                if info is None or info.segments != self._segments:
-                    break
-                if not info.is_alive():
-                    coordinator.cleanup(path)
-                    break
-                coordinator.wait_for_end(info.identity, 0.25)
-        self._store.close()
+        try:
+            self._store.leave()
+            bound = LEAVE_LOGGED_S if self._store.is_logged() else LEAVE_S
+            self._wait_for_coordinator(path, bound if wait else 0.0)
+        except errors.Closed:
+            pass  # a forked child that came too late to join
+        finally:
+            self._store.close()
+
+    def _wait_for_coordinator(self, path: Path, seconds: float) -> None:
+        """Returns when it has left, or does not have to."""
+        deadline = time.monotonic() + seconds
+        while self._store.members() == 0 and time.monotonic() < deadline:
+            info = coordinator.read_info(path)
+            if info is None or info.segments != self._segments:
+                break
+            if info.stays and info.is_alive():
+                with suppress(errors.Error):  # the ring keeps it, and the coordinator says why
+                    self._store.flush()
+                break
+            if not info.is_alive():
+                self._end_without_coordinator(path)
+                break
+            coordinator.wait_for_end(info.identity, 0.25)
+
+    def _end_without_coordinator(self, path: Path) -> None:
+        if not self._store.is_logged():
+            coordinator.cleanup(path)
+            return
+        with suppress(errors.Error):  # then the next open does it, and says what is wrong
+            coordinator.start(path, None)
 
     def __enter__(self) -> Database:
         self._check_open()
@@ -566,9 +640,12 @@ class _Watch:
 
     def __init__(self, database: Database) -> None:
         self._database = weakref.ref(database)
-        self._stop_reading, self._stop_writing = os.pipe()
         self._stopped_itself = False
+        self._pipe: list[int] = []
         self._thread = threading.Thread(target=self._run, name="shm_engine-watch", daemon=True)
+        database._watch = self  # whose end ends this, also if Ctrl-C comes in the next lines
+        self._pipe.extend(chain.from_iterable(starmap(os.pipe, [()])))  # no moment between the two
+        self._stop_reading, self._stop_writing = self._pipe
         self._thread.start()
 
     def stop(self) -> None:
@@ -576,14 +653,14 @@ class _Watch:
         if self._thread is threading.current_thread():
             self._stopped_itself = True  # it dropped the last reference to the handle
             return
-        os.write(self._stop_writing, b"x")
-        self._thread.join()
-        self.abandon()
+        if self._thread.is_alive():
+            os.write(self._stop_writing, b"x")
+            self._thread.join()
+        self.abandon()  # one that has yet to begin finds the handle closed, and ends
 
     def abandon(self) -> None:
         """Lets go of the pipe; a forked child has no such thread."""
-        os.close(self._stop_reading)
-        os.close(self._stop_writing)
+        list(map(os.close, self._pipe))
 
     def _run(self) -> None:
         while self._watch_once():
@@ -605,7 +682,7 @@ class _Watch:
         if self._is_stopped_before_the_end_of(info) or not segments.exist():
             return False
         try:
-            return coordinator.start(folder, None)
+            return coordinator.start(folder, None).found
         except errors.Error:
             return not coordinator.is_readable(self._stop_reading, START_AGAIN_S)
 
@@ -633,14 +710,14 @@ def _after_fork(handle: weakref.ref[Database]) -> None:
     database._owner_pid = os.getpid()
     if database._watch is not None:
         database._watch.abandon()
-        database._watch = _Watch(database)
+        _Watch(database)
 
 
 def _rejoin(path: Path | None, segments: Segments, options: coordinator.Options) -> Database:
     """Unpickles a handle: joins the very database that it was open on."""
     if path is not None:
         info = coordinator.read_info(path)
-        if info is not None and info.is_alive():
+        if info is not None and info.is_alive() and info.is_serving:
             segments = info.segments
     store = segments.attach()
     if not store.join():
@@ -649,15 +726,6 @@ def _rejoin(path: Path | None, segments: Segments, options: coordinator.Options)
     if path is None:
         store.start_keeper()  # stands by, in case the process that has the duties ends
     return Database._make(store, path, segments, options)
-
-
-def _check_supported(options: coordinator.Options) -> None:
-    if options.durability_kind != KINDS.index("in_memory"):
-        raise errors.InvalidOperation(
-            f"This release keeps databases in memory alone; the mode "
-            f"{KINDS[options.durability_kind]!r} needs the log on disk, which comes with the next "
-            f"one. Open with Durability.in_memory()."
-        )
 
 
 def _seconds(duration: timedelta | float | None) -> float | None:
@@ -714,7 +782,7 @@ def _folder_named(path: str | os.PathLike[str]) -> Path:
 def _prepare_folder(folder: Path) -> None:
     """Makes the folder if it is missing, and sees that a database may live in it."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_folder(folder)
         found = folder.stat()
     except FileExistsError:
         raise errors.InvalidOperation(
@@ -731,6 +799,19 @@ def _prepare_folder(folder: Path) -> None:
         raise errors.InvalidOperation(
             f"{str(folder)!r} cannot be written; the database keeps files there."
         )
+
+
+def _make_folder(folder: Path) -> None:
+    """With its parents; a power cut does not take the name of one that was made."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in missing:
+        with suppress(OSError):  # a parent that may be entered, but not read
+            descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _no_folder(path: str | os.PathLike[str], error: Exception) -> errors.InvalidOperation:

@@ -390,7 +390,18 @@ class FormatMismatch(StorageError):
 
 
 class IoError(StorageError):
-    """A system call failed; the message has the call, the path and the system's reason."""
+    """A system call failed; the message has the call, the path and the system's reason.
+
+    Args:
+        message: What failed, and what follows from it.
+        errno: The system's number, where there is one.
+    """
+
+    errno: int | None
+
+    def __init__(self, message: str = "", errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 class Unavailable(StorageError):

@@ -12,11 +12,15 @@ Cost:       one shm_open, fstat and mmap for each segment
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
+import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final
 
 import posix_ipc
 
@@ -28,12 +32,14 @@ if TYPE_CHECKING:
 
     _Maker = Callable[[int, int], Store]
 
-__all__ = ["Segments", "clear_leftovers", "default_map_size"]
+__all__ = ["INFO_FILE", "Segments", "clear_leftovers", "default_map_size"]
 
 FOLDER: Final = "/dev/shm"
+INFO_FILE: Final = "coordinator.json"
 PREFIX: Final = "shm_engine"
 MAP_SIZE_MAX: Final = 16 << 30
 MAP_SIZE_MIN: Final = 1 << 20
+RENAMED_S: Final = 24 * 3600.0
 
 
 def default_map_size() -> int:
@@ -68,7 +74,7 @@ class Segments:
         stem = f"/{PREFIX}.{os.getuid()}.{os.getpid()}.{secrets.token_hex(6)}"
         return Segments(f"{stem}.c", f"{stem}.d")
 
-    def create(self, **options: int) -> Store:
+    def create(self, **options: Any) -> Store:
         """Makes and lays out both; nothing is left of them if that fails."""
         try:
             return self._with_descriptors(
@@ -83,27 +89,20 @@ class Segments:
         return self._with_descriptors(0, Store.attach)
 
     def _with_descriptors(self, flags: int, make: _Maker) -> Store:
+        # Opened in one call, and closed in one: Ctrl-C comes before or after, and loses none.
+        open_one = partial(posix_ipc.SharedMemory, flags=flags, mode=0o600)
         descriptors: list[int] = []
         try:
-            descriptors.extend(
-                posix_ipc.SharedMemory(name, flags, mode=0o600).fd
-                for name in (self.control, self.data)
-            )
-            # The attachment keeps its descriptors: growing the arena needs them.
-            store = make(*descriptors)
+            descriptors.extend(map(attrgetter("fd"), map(open_one, (self.control, self.data))))
+            return make(*descriptors)  # which keeps copies: growing the arena needs them
         except posix_ipc.ExistentialError:
-            for descriptor in descriptors:
-                os.close(descriptor)
             raise errors.Closed(
                 "The database's shared memory is gone: its last handle was closed. Open it again."
             ) from None
-        except BaseException as error:
-            for descriptor in descriptors:
-                os.close(descriptor)
-            if isinstance(error, OSError | posix_ipc.Error):
-                raise _system_error(error) from error
-            raise
-        return store
+        except (OSError, posix_ipc.Error) as error:
+            raise _system_error(error) from error
+        finally:
+            list(map(os.close, descriptors))
 
     def unlink(self) -> None:
         """Removes the names; the memory goes when the last process unmaps it.
@@ -115,8 +114,8 @@ class Segments:
                 posix_ipc.unlink_shared_memory(name)
 
     def exist(self) -> bool:
-        """Whether both names are there."""
-        return all(os.path.exists(FOLDER + name) for name in (self.control, self.data))
+        """Whether both names are there; a coordinator that still recovers has named none."""
+        return all(name and os.path.exists(FOLDER + name) for name in (self.control, self.data))
 
 
 def _is_unfinished(segments: Segments) -> bool:
@@ -137,9 +136,29 @@ def _is_left_over(segments: Segments, creator_pid: int) -> bool:
             not os.path.exists(FOLDER + segments.data) or _is_unfinished(segments)
         )
     try:
+        if store.has_log() and _is_awaited(store, segments):
+            return False
         return store.members() == 0 and (store.was_joined() or creator_pid != os.getpid())
     finally:
         store.close()
+
+
+def _is_awaited(store: Store, segments: Segments) -> bool:
+    """Whether an open of the folder will save what the ring of these segments holds."""
+    folder = store.folder()
+    if not folder:
+        return True  # its path is too long to be told
+    try:
+        with open(os.path.join(folder, INFO_FILE), encoding="utf-8") as file:
+            named = json.load(file)["control"]
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.isdir(folder) or store.is_saved():
+            return False  # nothing is left to be saved
+        # Removed, or given another name: that one's next open asks for these segments.
+        return time.time() - os.stat(FOLDER + segments.control).st_mtime < RENAMED_S
+    except (OSError, ValueError, LookupError, TypeError):
+        return True
+    return bool(named == segments.control)
 
 
 def clear_leftovers() -> list[Segments]:
