@@ -5,6 +5,7 @@ Why:        it shows the engine at real work, and checks it: every number of the
                  run.py      the job from start to end       survey.py   the facts of one file
                  pool.py     the parent's side of the pool   records.py  the layout in the store
                  agent.py    a worker process                results.py  one snapshot's results
+                 store.py    the database, killed and        reopened
                  view.py     the live view                   recount.py  the plain recount
                  summary.py  the summary
             Nothing is imported here: a worker process loads agent.py and not the view.

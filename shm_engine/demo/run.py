@@ -16,11 +16,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,15 +27,14 @@ from typing import Any
 
 from rich.console import Console
 
-from shm_engine.database import Database
 from shm_engine.demo import records
-from shm_engine.demo.pool import Death, Pool, PoolFailure, exit_text
+from shm_engine.demo.pool import Death, Pool, PoolFailure, Progress, exit_text
 from shm_engine.demo.recount import differences, recount
-from shm_engine.demo.results import read_results, read_takeover
+from shm_engine.demo.results import Results, read_results, read_takeover
+from shm_engine.demo.store import Assassin, DemoStore
 from shm_engine.demo.summary import print_summary, summarize
 from shm_engine.demo.survey import SourceTree, find_sources, printable
 from shm_engine.demo.view import View, make_view, plural
-from shm_engine.durability import Durability
 from shm_engine.errors import Error
 from shm_engine.primitives.kv import KVStore
 
@@ -73,6 +70,7 @@ class DemoOptions:
     workers: int | None = None
     ephemeral: bool = False
     as_json: bool = False
+    path: str | None = None
 
 
 def run_demo(options: DemoOptions) -> int:
@@ -85,6 +83,8 @@ def run_demo(options: DemoOptions) -> int:
     Raises: DemoError for a folder that is none and for a pool that could not finish, Interrupted
     after SIGINT, SIGTERM or SIGHUP; in every case nothing is left behind.
     """
+    if options.ephemeral and options.path is not None:
+        raise DemoError("--ephemeral keeps nothing, so it has no --path", EXIT_USAGE)
     _allow_any_character()
     console = Console(
         stderr=options.as_json, markup=False, highlight=False, emoji=False, soft_wrap=False
@@ -92,7 +92,7 @@ def run_demo(options: DemoOptions) -> int:
     with _SignalGuard() as guard:
         tree = _find_sources(options.folder)
         workers = options.workers or max(WORKERS_MIN_DEFAULT, _cores())
-        summary = _survey(console, guard, tree, workers, options.ephemeral)
+        summary = _survey(console, guard, tree, workers, options)
     if options.as_json:
         json.dump(summary, sys.stdout, indent=2)
         sys.stdout.write("\n")
@@ -103,31 +103,44 @@ def run_demo(options: DemoOptions) -> int:
 
 
 def _survey(
-    console: Console, guard: _SignalGuard, tree: SourceTree, workers: int, ephemeral: bool
+    console: Console, guard: _SignalGuard, tree: SourceTree, workers: int, options: DemoOptions
 ) -> dict[str, Any]:
     started_s, started_wall_s = time.monotonic(), time.time()
     with contextlib.ExitStack() as stack, make_view(console) as view:
-        database = stack.enter_context(_open_store(ephemeral, guard))
-        run = str(database.begin_run())
-        where = "in this process" if ephemeral else "with a coordinator process of its own"
+        store = stack.enter_context(_open_store(options, guard))
+        run = str(store.database.begin_run())
         view.event(f"Surveying {printable(tree.root)}")
         counts = f"{plural(len(tree.files), 'file')}, {plural(workers, 'worker')}"
-        view.event(f"{counts}, in-memory store {where}")
-        pool = Pool(database, run, tree, workers, lambda death: _tell_death(view, tree, death))
+        view.event(f"{counts}, {_store_text(store, options)}")
+        pool = Pool(
+            store.database, run, tree, workers, lambda death: _tell_death(view, tree, death)
+        )
+        assassin = Assassin(store, view.event)
+        stack.callback(assassin.stop)
         stack.enter_context(pool)
         stack.callback(guard.ignore)  # runs first on the way out
+
+        def watch(progress: Progress) -> None:
+            view.progress(progress)
+            assassin.watch(progress.done, progress.file_count)
+
         if tree.files:
             try:
-                pool.run(view.progress)
+                pool.run(watch)
             except PoolFailure as failure:
                 raise DemoError(str(failure), EXIT_FAILED) from failure
+            assassin.finish()
         agents = pool.progress().agents if tree.files else []
-        results = read_results(database, run)
-        deaths = [_describe(death, KVStore(database), run, tree) for death in pool.deaths]
+        results = read_results(store.database, run)
+        pool.close()
+        reopened = _open_again(view, guard, store, run, results)
+        deaths = [_describe(death, KVStore(store.database), run, tree) for death in pool.deaths]
         recount_started_s = time.monotonic()
         plain = recount(tree, lambda done: view.recount(done, len(tree.files)))
         ended_s = time.monotonic()
     found = differences(results, plain)
+    if reopened is not None and not reopened["same"]:
+        found.append("the store, closed and opened again, holds something else than before")
     return summarize(results, tree) | {
         "ok": not found,
         "differences": found,
@@ -135,7 +148,10 @@ def _survey(
         "checked_files": len(plain.outcomes),
         "checked_counters": len(results.counters),
         "workers": workers,
-        "store": "ephemeral" if ephemeral else "in_memory",
+        "store": "ephemeral" if options.ephemeral else "buffered",
+        "path": None if options.path is None else printable(str(store.folder)),
+        "coordinator": assassin.as_value(),
+        "reopened": reopened,
         "agents": [
             {
                 "worker": agent.worker,
@@ -157,6 +173,13 @@ def _survey(
     }
 
 
+def _store_text(store: DemoStore, options: DemoOptions) -> str:
+    if not store.is_durable:
+        return "store in this process's memory"
+    where = printable(str(store.folder)) if options.path is not None else "a temporary folder"
+    return f"store with a log in {where}, synced every 100 ms"
+
+
 def _find_sources(folder: str | None) -> SourceTree:
     """The tree that the user named; by default the standard library of this interpreter."""
     root = sysconfig.get_path("stdlib") if folder is None else folder
@@ -172,20 +195,40 @@ def _find_sources(folder: str | None) -> SourceTree:
 
 
 @contextlib.contextmanager
-def _open_store(ephemeral: bool, guard: _SignalGuard) -> Iterator[Database]:
+def _open_store(options: DemoOptions, guard: _SignalGuard) -> Iterator[DemoStore]:
     """The store of this run; a folder of its own goes when the store is closed."""
     with contextlib.ExitStack() as stack:
         try:
             with guard.hold_back():
-                if ephemeral:
-                    database = stack.enter_context(Database.ephemeral())
-                else:
-                    folder = tempfile.mkdtemp(prefix="shm-engine-demo-")
-                    stack.callback(shutil.rmtree, folder, ignore_errors=True)
-                    database = stack.enter_context(Database.open(folder, Durability.in_memory()))
+                store = stack.enter_context(DemoStore(options.path, options.ephemeral))
         except (Error, OSError) as error:
             raise DemoError(f"cannot open the store: {error}", EXIT_FAILED) from error
-        yield database
+        yield store
+
+
+def _open_again(
+    view: View, guard: _SignalGuard, store: DemoStore, run: str, results: Results
+) -> dict[str, Any] | None:
+    """Closes the store, opens it from its files, and compares."""
+    if not store.is_durable:
+        return None
+    try:
+        with guard.hold_back():
+            store.open_again()
+    except Error as error:
+        raise DemoError(f"the store does not open again: {error}", EXIT_FAILED) from error
+    again = read_results(store.database, run)
+    recovery = store.database.recovery
+    took = f"{store.recovery_s * 1000:,.0f} ms"
+    view.event(f"Store closed and opened again from its files in {took}")
+    return {
+        "same": (again.outcomes, again.counters, again.unfinished)
+        == (results.outcomes, results.counters, results.unfinished),
+        "version": again.version,
+        "seconds": round(store.recovery_s, 3),
+        "checkpoint_version": recovery.checkpoint_version if recovery else None,
+        "commits_replayed": recovery.commits if recovery else None,
+    }
 
 
 def _tell_death(view: View, tree: SourceTree, death: Death) -> None:

@@ -153,6 +153,8 @@ def _print_pool(console: Console, summary: dict[str, Any]) -> None:
         )
     for death in summary["deaths"]:
         _item(console, death_text(death))
+    if killed := summary["coordinator"]:
+        _item(console, coordinator_text(killed))
     if summary["workers"] == 1:
         _item(console, "one worker only: none was killed, for nobody could take its file over")
     killed = sum(death["planned"] for death in summary["deaths"])
@@ -161,6 +163,15 @@ def _print_pool(console: Console, summary: dict[str, Any]) -> None:
         console,
         f"{seconds['agents']:.1f} s with the store ({pool}),"
         f" {seconds['recount']:.1f} s for the recount in one process without it",
+    )
+
+
+def _reopened_text(reopened: dict[str, Any] | None) -> str:
+    if reopened is None:
+        return ""
+    return (
+        f", before and after the store was closed and opened again"
+        f" ({reopened['seconds'] * 1000:,.0f} ms, version {reopened['version']:,}); nothing is lost"
     )
 
 
@@ -176,6 +187,18 @@ def death_text(death: dict[str, Any]) -> str:
     return f"{text}; worker {death['taken_over_by']} took it over after {death['after_ms']:.1f} ms"
 
 
+def coordinator_text(killed: dict[str, Any]) -> str:
+    """One sentence on the coordinator's death and its successor."""
+    text = f"coordinator (pid {killed['pid']}) was killed with SIGKILL"
+    if killed["successor_pid"] is None:
+        return f"{text}; no process took over"
+    meanwhile = plural(killed["commits_meanwhile"], "commit")
+    return (
+        f"{text}; process {killed['successor_pid']} took over after {killed['after_ms']:,.0f} ms,"
+        f" {meanwhile} went on meanwhile"
+    )
+
+
 def _print_verdict(console: Console, summary: dict[str, Any]) -> None:
     found = summary["differences"]
     _line(console, "")
@@ -186,9 +209,14 @@ def _print_verdict(console: Console, summary: dict[str, Any]) -> None:
         _line(
             console,
             f"Checked: {plural(summary['checked_files'], 'file')} and"
-            f" {plural(summary['checked_counters'], 'counter')} agree with the plain recount.",
+            f" {plural(summary['checked_counters'], 'counter')} agree with the plain recount"
+            f"{_reopened_text(summary['reopened'])}.",
             "bold green",
         )
+        if summary["path"] is not None:
+            _line(
+                console, f"Kept in {summary['path']}; look with: shm-engine stat {summary['path']}"
+            )
         return
     places = plural(len(found), "place")
     _line(console, f"DIFFERENT from the plain recount in {places}:", "bold red")
