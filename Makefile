@@ -10,7 +10,7 @@ endif
 
 BIN          := $(VENV)/bin
 CORE_C       := $(wildcard shm_engine/core/*.c)
-CORE_SOURCES := $(CORE_C) $(wildcard shm_engine/core/*.h shm_engine/*.pyx shm_engine/*.px[di])
+CORE_SOURCES := $(CORE_C) $(wildcard shm_engine/core/*.h shm_engine/*.[ch] shm_engine/*.pyx shm_engine/*.px[di])
 C_WARNINGS   := -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -Ishm_engine/core
 
 .DEFAULT_GOAL := help
@@ -43,6 +43,8 @@ test: test-core test-python ## all tests
 
 test-core: ## the C core's tests under the sanitizers
 	$(MAKE) -C tests/core
+	$(MAKE) -C tests/fuzz
+	$(MAKE) -C tests/crash
 
 test-python: .venv ## the Python tests
 	$(BIN)/python -m pytest -n $(JOBS)
@@ -66,4 +68,6 @@ c-warnings: ## every C file of the core, warnings being errors
 clean: ## removes what the other commands made
 	rm -rf $(VENV) build dist *.egg-info shm_engine/_core*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	@if [ -f tests/core/Makefile ]; then $(MAKE) -C tests/core clean; fi
+	@for folder in tests/core tests/fuzz tests/crash; do \
+		if [ -f $$folder/Makefile ]; then $(MAKE) -C $$folder clean; fi \
+	done

@@ -132,6 +132,7 @@ typedef struct {
     uint8_t *marks;
     uint64_t marked;
     uint64_t live;
+    uint64_t scraps;
 } checker;
 
 static void mark_block(checker *c, uint64_t block) {
@@ -209,25 +210,43 @@ static void mark_retired(checker *c) {
     }
 }
 
+/* The lists of free blocks, and those of blocks that are being joined. */
+static uint64_t mark_free(checker *c) {
+    se_sequencer *seq = c->store->seq;
+    uint64_t size = 0;
+    for (uint32_t list = 0; list < SE_CLASS_COUNT + 1 + SE_JOIN_WINDOWS; list++) {
+        uint32_t size_class = list < SE_CLASS_COUNT ? list
+                                                    : (uint32_t)se_load_relaxed(&seq->join_class);
+        bool marked = list > SE_CLASS_COUNT;
+        uint64_t block = marked ? se_load_relaxed(&seq->join_head[list - SE_CLASS_COUNT - 1])
+                         : list < SE_CLASS_COUNT ? se_load_relaxed(&seq->free_head[list])
+                                                 : se_load_relaxed(&seq->join_rest);
+        while (block) {
+            if (marked)
+                size_class = (uint32_t)(block >> SE_BLOCK_CLASS_SHIFT);
+            uint64_t offset = block & SE_BLOCK_OFFSET_MASK;
+            mark_block(c, (uint64_t)size_class << SE_BLOCK_CLASS_SHIFT | offset);
+            size += se_class_size(size_class);
+            c->scraps += se_scrap_size(size_class);
+            block = se_load_relaxed((se_word *)se_at(c->store, offset, 16));
+        }
+    }
+    return size;
+}
+
 static checker check_all(se_store *store) {
     checker c = {.store = store};
     se_sequencer *seq = store->seq;
     uint64_t bump = se_load_relaxed(&seq->arena_bump);
-    uint64_t free_size = 0;
     c.marks = calloc(1, bump / 16 + 1);
     REQUIRE(c.marks);
     REQUIRE(bump <= se_load_relaxed(&seq->arena_allocated));
     if (se_load_relaxed(&seq->root))
         mark_tree(&c, se_load_relaxed(&seq->root), (const uint8_t *)"", 0);
     mark_retired(&c);
-    for (uint32_t size_class = 0; size_class < SE_CLASS_COUNT; size_class++) {
-        for (uint64_t block = se_load_relaxed(&seq->free_head[size_class]); block;) {
-            mark_block(&c, (uint64_t)size_class << SE_BLOCK_CLASS_SHIFT | block);
-            free_size += se_class_size(size_class);
-            block = se_load_relaxed((se_word *)se_at(store, block, 16));
-        }
-    }
+    uint64_t free_size = mark_free(&c);
     REQUIRE(free_size == se_load_relaxed(&seq->arena_free));
+    REQUIRE(c.scraps == se_load_relaxed(&seq->arena_scraps));
     REQUIRE(c.marked == bump - SE_PAGE); /* nothing is lost */
     free(c.marks);
     c.marks = NULL;

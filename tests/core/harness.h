@@ -14,6 +14,7 @@
 #include "commit.h"
 #include "futex.h"
 #include "index.h"
+#include "join.h"
 #include "keeper.h"
 #include "msgpack.h"
 #include "node.h"

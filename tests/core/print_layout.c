@@ -6,9 +6,12 @@
  * Used by: tests/format/test_layout.py
  */
 #include "harness.h"
+#include "checkpoint.h"
+#include "frame.h"
 #include "msgpack.h"
 #include "node.h"
 #include "undo.h"
+#include "wal.h"
 
 #define FIELD(type, field) \
     printf(#type " " #field " %zu %zu\n", offsetof(type, field), sizeof(((type *)0)->field))
@@ -25,6 +28,7 @@ static void print_constants(void) {
     CONSTANT(SE_PAGE);
     CONSTANT(SE_KEY_MAX);
     CONSTANT(SE_CLASS_COUNT);
+    CONSTANT(SE_JOIN_WINDOWS);
     CONSTANT(SE_CLIENTS_MAX);
     CONSTANT(SE_OPS_MAX);
     CONSTANT(SE_REQUEST_MAX);
@@ -49,6 +53,21 @@ static void print_constants(void) {
     CONSTANT(SE_VALUE_ENTRIES_MAX);
     CONSTANT(SE_VALUE_BLOB_MAX);
     CONSTANT(SE_VALUE_ENCODED_MAX);
+    CONSTANT(SE_RING_SIZE);
+    CONSTANT(SE_FRAME_PUT);
+    CONSTANT(SE_FRAME_DELETE);
+    CONSTANT(SE_FRAME_PUT_EXPIRES);
+    CONSTANT(SE_FRAME_MAX);
+    CONSTANT(SE_FRAME_SKIP);
+    CONSTANT(SE_WAL_MAGIC);
+    CONSTANT(SE_WAL_FIRST_FRAME);
+    CONSTANT(SE_CHECKPOINT_MAGIC);
+    CONSTANT(SE_CHECKPOINT_BLOCK);
+    CONSTANT(SE_CHECKPOINT_KEYS);
+    CONSTANT(SE_CHECKPOINT_END);
+    CONSTANT(SE_CHECKPOINT_CUT);
+    CONSTANT(SE_CHECKPOINT_MORE);
+    CONSTANT(SE_CHECKPOINT_GOES_ON);
     CONSTANT(SE_OP_PUT);
     CONSTANT(SE_OP_DELETE);
     CONSTANT(SE_OP_CHECK);
@@ -87,6 +106,9 @@ static void print_header(void) {
     FIELD(se_header, durability_kind);
     FIELD(se_header, flush_interval_ms);
     FIELD(se_header, max_pending_writes);
+    FIELD(se_header, wal_ring_soft);
+    FIELD(se_header, database_id);
+    FIELD(se_header, folder);
 }
 
 static void print_sequencer(void) {
@@ -102,26 +124,28 @@ static void print_sequencer(void) {
     FIELD(se_sequencer, removed_horizon);
     FIELD(se_sequencer, run_epoch);
     FIELD(se_sequencer, safe_epoch);
+    FIELD(se_sequencer, sweep_serial);
     FIELD(se_sequencer, arena_bump);
     FIELD(se_sequencer, arena_free);
+    FIELD(se_sequencer, undo_version);
+    FIELD(se_sequencer, undo_count);
+    FIELD(se_sequencer, taken_count);
+    FIELD(se_sequencer, ring_head);
+    FIELD(se_sequencer, ring_tail);
+    FIELD(se_sequencer, commits);
     FIELD(se_sequencer, arena_allocated);
     FIELD(se_sequencer, arena_exhausted);
     FIELD(se_sequencer, ring_offset);
     FIELD(se_sequencer, ring_capacity);
-    FIELD(se_sequencer, ring_head);
-    FIELD(se_sequencer, ring_tail);
     FIELD(se_sequencer, chain_next);
-    FIELD(se_sequencer, undo_version);
-    FIELD(se_sequencer, undo_count);
-    FIELD(se_sequencer, taken_count);
     FIELD(se_sequencer, undo_allocated);
     FIELD(se_sequencer, taken_allocated);
+    FIELD(se_sequencer, arena_scraps);
     FIELD(se_sequencer, live_keys);
     FIELD(se_sequencer, ttl_keys);
     FIELD(se_sequencer, garbage_size);
     FIELD(se_sequencer, trimmed_versions);
     FIELD(se_sequencer, pressure_trimmed);
-    FIELD(se_sequencer, commits);
     FIELD(se_sequencer, conflicts);
     FIELD(se_sequencer, recoveries);
     FIELD(se_sequencer, reaped_clients);
@@ -137,6 +161,38 @@ static void print_sequencer(void) {
     FIELD(se_sequencer, snapshot_high);
     FIELD(se_sequencer, pending);
     FIELD(se_sequencer, free_head);
+}
+
+static void print_log(void) {
+    FIELD(se_sequencer, wal_tail);
+    FIELD(se_sequencer, wal_backed);
+    FIELD(se_sequencer, wal_exhausted);
+    FIELD(se_sequencer, wal_consumed);
+    FIELD(se_sequencer, progress_count);
+    FIELD(se_sequencer, progress);
+    FIELD(se_sequencer, log_failed);
+    FIELD(se_sequencer, log_bell);
+    FIELD(se_sequencer, log_asleep);
+    FIELD(se_sequencer, log_parked);
+    FIELD(se_sequencer, progress_bell);
+    FIELD(se_sequencer, sync_batch);
+    FIELD(se_sequencer, syncs);
+    FIELD(se_sequencer, sync_wanted);
+    FIELD(se_sequencer, log_size);
+    FIELD(se_sequencer, checkpoint_wanted);
+    FIELD(se_sequencer, checkpoint_done);
+    FIELD(se_sequencer, checkpoint_version);
+    FIELD(se_sequencer, checkpoint_failed);
+    FIELD(se_sequencer, checkpoint_size);
+    FIELD(se_sequencer, checkpoint_bell);
+    FIELD(se_sequencer, log_failure);
+    FIELD(se_sequencer, join_from);
+    FIELD(se_sequencer, join_class);
+    FIELD(se_sequencer, join_rest);
+    FIELD(se_sequencer, join_window);
+    FIELD(se_sequencer, join_next);
+    FIELD(se_sequencer, join_count);
+    FIELD(se_sequencer, join_head);
 }
 
 static void print_clients(void) {
@@ -204,11 +260,77 @@ static void print_data(void) {
     FIELD(se_run_record, retention_argument);
 }
 
+static void print_files(void) {
+    STRUCT(se_progress);
+    FIELD(se_progress, position);
+    FIELD(se_progress, file_version);
+    FIELD(se_progress, file_offset);
+    FIELD(se_progress, last_version);
+    STRUCT(se_wal_header);
+    FIELD(se_wal_header, magic);
+    FIELD(se_wal_header, format_version);
+    FIELD(se_wal_header, byte_order);
+    FIELD(se_wal_header, database_id);
+    FIELD(se_wal_header, first_version);
+    FIELD(se_wal_header, previous_version);
+    FIELD(se_wal_header, durable_version);
+    FIELD(se_wal_header, previous_file);
+    FIELD(se_wal_header, crc);
+    STRUCT(se_frame);
+    FIELD(se_frame, size);
+    FIELD(se_frame, crc);
+    FIELD(se_frame, version);
+    FIELD(se_frame, timestamp_us);
+    FIELD(se_frame, unsynced);
+    FIELD(se_frame, origin);
+    STRUCT(se_frame_op);
+    FIELD(se_frame_op, kind);
+    FIELD(se_frame_op, zero);
+    FIELD(se_frame_op, key_size);
+    FIELD(se_frame_op, value_size);
+    STRUCT(se_checkpoint_header);
+    FIELD(se_checkpoint_header, magic);
+    FIELD(se_checkpoint_header, format_version);
+    FIELD(se_checkpoint_header, byte_order);
+    FIELD(se_checkpoint_header, database_id);
+    FIELD(se_checkpoint_header, version);
+    FIELD(se_checkpoint_header, created_us);
+    FIELD(se_checkpoint_header, zero);
+    FIELD(se_checkpoint_header, crc);
+    STRUCT(se_checkpoint_block);
+    FIELD(se_checkpoint_block, magic);
+    FIELD(se_checkpoint_block, kind);
+    FIELD(se_checkpoint_block, offset);
+    FIELD(se_checkpoint_block, number);
+    FIELD(se_checkpoint_block, size);
+    FIELD(se_checkpoint_block, entries);
+    FIELD(se_checkpoint_block, crc);
+    FIELD(se_checkpoint_block, header_crc);
+    STRUCT(se_checkpoint_key);
+    FIELD(se_checkpoint_key, key_size);
+    FIELD(se_checkpoint_key, flags);
+    FIELD(se_checkpoint_key, records);
+    STRUCT(se_checkpoint_record);
+    FIELD(se_checkpoint_record, version);
+    FIELD(se_checkpoint_record, timestamp_us);
+    FIELD(se_checkpoint_record, expires_us);
+    FIELD(se_checkpoint_record, value_size);
+    FIELD(se_checkpoint_record, flags);
+    STRUCT(se_checkpoint_end);
+    FIELD(se_checkpoint_end, keys);
+    FIELD(se_checkpoint_end, records);
+    FIELD(se_checkpoint_end, bytes);
+    FIELD(se_checkpoint_end, timestamp_us);
+    FIELD(se_checkpoint_end, removed_horizon);
+}
+
 int main(void) {
     print_constants();
     print_header();
     print_sequencer();
+    print_log();
     print_clients();
     print_data();
+    print_files();
     return 0;
 }

@@ -5,16 +5,20 @@
  * is there wholly or not at all, no block is lost or in two places, and the rest of the workload
  * runs to the same end as if nobody had died.
  *
- *     test_kill [FIRST [STEP [full]]]     from store FIRST on, every STEP-th
+ *     test_kill [FIRST [STEP [full | join]]]     from store FIRST on, every STEP-th
  *
  * "full" has a small arena and keeps all history, so that the high-water rule, the cutting up of
- * free blocks and commits that find no memory come into it.
+ * free blocks and commits that find no memory come into it. "join" begins with an arena whose free
+ * memory lies in the blocks of small records alone, and puts large ones.
  */
 #include "harness.h"
 #include "kill.h"
 
 #define NAMES 80
+#define BALLAST 184
+#define SMALL 1400
 static bool full;
+static bool joining;
 
 typedef struct {
     int64_t number[NAMES]; /* 0 absent, -1 the text, else an integer */
@@ -40,10 +44,26 @@ typedef struct {
 } step;
 
 #define STEPS 420
+#define STEPS_JOINING 40
 static step steps[STEPS];
+static uint64_t step_count = STEPS;
+
+/* Few large values, so that all of them fit, beside some small ones. */
+static void plan_joining(void) {
+    step_count = STEPS_JOINING;
+    for (int at = 0; at < STEPS_JOINING; at++) {
+        bool big = rand() % 2;
+        steps[at].kind = big ? STEP_BIG : rand() % 4 ? STEP_PUT : STEP_DELETE;
+        steps[at].index = big ? rand() % 5 : 5 + rand() % (NAMES - 5);
+    }
+}
 
 static void plan_steps(void) {
     srand(11);
+    if (joining) {
+        plan_joining();
+        return;
+    }
     for (int at = 0; at < STEPS; at++) {
         int dice = rand() % 100;
         steps[at].index = at < 70 ? at : rand() % NAMES;
@@ -138,7 +158,7 @@ static void run_step(se_store *store, se_session *session, const step *s) {
 }
 
 static void run_from(se_store *store, se_session *session, progress *shared, uint64_t first) {
-    for (uint64_t at = first; at < STEPS; at++) {
+    for (uint64_t at = first; at < step_count; at++) {
         run_step(store, session, &steps[at]);
         atomic_store(&shared->done, at + 1);
     }
@@ -169,13 +189,36 @@ static void model_at(model *m, uint64_t done) {
         model_step(m, &steps[at]);
 }
 
+/* Values that stay, and behind them the blocks of many small records that were trimmed. */
+static void fill_with_small(se_store *store, se_session *session) {
+    static const char big[5000];
+    char name[40];
+    for (int index = 0; index < BALLAST; index++) {
+        snprintf(name, sizeof name, "ballast/%d", index);
+        REQUIRE(test_put(session, name, big, sizeof big) == SE_OK);
+    }
+    for (int index = 0; index < SMALL; index++) {
+        snprintf(name, sizeof name, "small/%d", index % 30);
+        REQUIRE(test_put(session, name, "text", 4) == SE_OK);
+    }
+    REQUIRE(test_set_retention(session, SE_RETAIN_LAST, 1) == SE_OK);
+    uint64_t used;
+    do {
+        used = se_arena_used(store);
+        REQUIRE(se_sweep_all(store, 0, 2000) == SE_OK);
+    } while (se_arena_used(store) != used);
+    REQUIRE(used + SMALL * UINT64_C(40) < se_load_relaxed(&store->seq->arena_bump));
+}
+
 /* Returns the number of stores when nobody died, else 0. */
 static uint64_t run_once(progress *shared, uint64_t kill_at) {
     test_segments segments = test_segments_make();
-    se_store *store = test_store_make(segments, full ? UINT64_C(1) << 20 : UINT64_C(2) << 20);
+    se_store *store = test_store_make(segments, full || joining ? UINT64_C(1) << 20 : UINT64_C(2) << 20);
     se_session first;
     REQUIRE(se_session_open(&first, store) == SE_OK);
-    if (!full)
+    if (joining)
+        fill_with_small(store, &first);
+    else if (!full)
         REQUIRE(test_set_retention(&first, SE_RETAIN_LAST, 1) == SE_OK);
     se_session_close(&first);
     atomic_store(&shared->done, 0);
@@ -207,16 +250,17 @@ static uint64_t run_once(progress *shared, uint64_t kill_at) {
     se_sequencer_finish(store);
     test_check(store);
     model_at(&before, done);
-    model_at(&after, done + (done < STEPS));
+    model_at(&after, done + (done < step_count));
     bool stands = state_is(&session, &before);
     REQUIRE(stands || state_is(&session, &after));
-    bool adds = done < STEPS && steps[done].kind == STEP_ADD;
+    bool adds = done < step_count && steps[done].kind == STEP_ADD;
     uint64_t next = stands && !(adds && state_is(&session, &after)) ? done : done + 1;
     run_from(store, &session, shared, next);
     test_check(store);
-    model_at(&after, STEPS);
+    model_at(&after, step_count);
     REQUIRE(state_is(&session, &after));
     REQUIRE(!full || se_load_relaxed(&store->seq->pressure_trimmed) > 0);
+    REQUIRE(!joining || se_load_relaxed(&store->seq->join_count) > 0);
     se_session_close(&session);
     test_store_free(store);
     test_segments_close(segments);
@@ -228,7 +272,8 @@ int main(int argc, char **argv) {
     uint64_t every = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     progress *shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     REQUIRE(shared != MAP_FAILED && every > 0);
-    full = argc > 3;
+    full = argc > 3 && strcmp(argv[3], "full") == 0;
+    joining = argc > 3 && strcmp(argv[3], "join") == 0;
     plan_steps();
     uint64_t stores = run_once(shared, 0);
     REQUIRE(stores > 1000);

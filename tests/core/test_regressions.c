@@ -312,7 +312,87 @@ static void a_stale_request_is_sent_again_or_withdrawn_once(void) {
     }
 }
 
+static uint64_t versions_of(const char *name) {
+    uint8_t key[SE_KEY_MAX];
+    uint64_t leaf;
+    uint64_t count = 0;
+    (void)se_session_pin(&session);
+    REQUIRE(se_index_find(store, key, test_key(key, name), &leaf) == SE_OK && leaf);
+    const se_record *record = se_record_at(store, se_load_relaxed(&se_leaf_at(store, leaf)->head));
+    se_status status = SE_OK;
+    for (; record && status == SE_OK; count++)
+        status = se_record_older(store, record, &record);
+    REQUIRE(status == SE_OK || status == SE_TRIMMED);
+    se_session_unpin(&session);
+    return count;
+}
+
+/* A sweep walked a history of 100,000 versions whole, with the sequencer in hand all the while. Now
+ * a step looks at some two thousand records, and the next one goes on there; if another sweep comes
+ * between, from the start, and if others come all the time, in one long step again. */
+static void a_long_history_is_walked_in_steps(uint64_t disturb_every) {
+    enum { VERSIONS = 60000, KEPT = 40000 };
+    uint64_t steps = 0;
+    bool done = false;
+    se_sweep sweep;
+    open_store(UINT64_C(64) << 20);
+    REQUIRE(test_put(&session, "before", "text", 4) == SE_OK);
+    for (int number = 0; number < VERSIONS; number++)
+        REQUIRE(test_put(&session, "long", "text", 4) == SE_OK);
+    REQUIRE(test_put(&session, "then", "text", 4) == SE_OK);
+    REQUIRE(test_set_retention(&session, SE_RETAIN_LAST, KEPT) == SE_OK);
+    memset(&sweep, 0, sizeof sweep);
+    for (; !done; steps++) {
+        REQUIRE(se_sweep_step(store, &sweep, 2000, &done) == SE_OK);
+        REQUIRE(test_put(&session, "long", "newer", 5) == SE_OK);
+        if (disturb_every && steps % disturb_every == 0) {
+            REQUIRE(test_delete(&session, "then") == SE_OK);
+            REQUIRE(test_set_retention(&session, SE_RETAIN_LAST, KEPT) == SE_OK);
+        }
+    }
+    REQUIRE(disturb_every ? steps > 8 && steps < 20 : steps > KEPT / 2100 && steps < KEPT / 2000 + 4);
+    uint64_t left = versions_of("long");
+    REQUIRE(left >= KEPT && left < KEPT + 2 * steps);
+    REQUIRE(test_put(&session, "then", "text", 4) == SE_OK);
+    REQUIRE(se_sweep_all(store, 0, 2000) == SE_OK);
+    REQUIRE(versions_of("long") == KEPT);
+    close_store();
+}
+
+/* Two sweeps at once: what one cuts, the other must not cut again. */
+static void two_sweeps_share_a_long_history(void) {
+    enum { VERSIONS = 20000, KEPT = 9000 };
+    bool done[2] = {false, false};
+    se_sweep sweeps[2];
+    open_store(UINT64_C(16) << 20);
+    for (int number = 0; number < VERSIONS; number++)
+        REQUIRE(test_put(&session, "long", "text", 4) == SE_OK);
+    REQUIRE(test_set_retention(&session, SE_RETAIN_LAST, KEPT) == SE_OK);
+    memset(sweeps, 0, sizeof sweeps);
+    for (int turn = 0; !done[0] || !done[1]; turn++) {
+        int which = turn % 3 == 0;
+        if (!done[which])
+            REQUIRE(se_sweep_step(store, &sweeps[which], 2000, &done[which]) == SE_OK);
+        test_check(store);
+    }
+    REQUIRE(versions_of("long") == KEPT);
+    /* Of few that are kept each commit cuts; a place from before is worth nothing then. */
+    REQUIRE(test_set_retention(&session, SE_RETAIN_LAST, 8000) == SE_OK);
+    memset(sweeps, 0, sizeof sweeps);
+    REQUIRE(se_sweep_step(store, &sweeps[0], 2000, &done[0]) == SE_OK && !done[0]);
+    REQUIRE(test_set_retention(&session, SE_RETAIN_LAST, 2) == SE_OK);
+    for (int number = 0; number < 200; number++)
+        REQUIRE(test_put(&session, "long", "text", 4) == SE_OK);
+    while (!done[0])
+        REQUIRE(se_sweep_step(store, &sweeps[0], 2000, &done[0]) == SE_OK);
+    REQUIRE(versions_of("long") == 2);
+    close_store();
+}
+
 int main(void) {
+    a_long_history_is_walked_in_steps(0);
+    a_long_history_is_walked_in_steps(1);
+    two_sweeps_share_a_long_history();
     a_failing_batch_of_thousands_is_rolled_back();
     a_batch_that_does_not_fit_is_rolled_back();
     failing_write_sets_leak_nothing(UINT64_C(8) << 20, true);

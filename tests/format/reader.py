@@ -138,6 +138,9 @@ class Reader:
         undo = _page(snapshots + 65536)
         taken = _page(undo + (1 << 28))
         requests = _page(taken + (1 << 26))
+        areas_end = requests + (clients << 26)
+        ring_size = CONSTANTS["SE_RING_SIZE"] if header("durability_kind") else 0
+        _check(header("durability_kind") <= 3, 128, "durability_kind")
         expected = {
             "snapshot_count": CONSTANTS["SE_SNAPSHOT_COUNT"],
             "slots_offset": 8192,
@@ -146,7 +149,9 @@ class Reader:
             "taken_offset": taken,
             "requests_offset": requests,
             "request_size": CONSTANTS["SE_REQUEST_MAX"],
-            "control_size": requests + (clients << 26),
+            "wal_ring_offset": areas_end if ring_size else 0,
+            "wal_ring_size": ring_size,
+            "control_size": areas_end + ring_size,
         }
         found = {name: header(name) for name in expected}
         _check(found == expected, 0, f"the parts lie at {found}, not at {expected}")
@@ -321,14 +326,27 @@ class Reader:
             if cls.class_size(number) >= size
         )
 
+    def _words(self, name: str) -> Iterator[int]:
+        """The array of u64 in the sequencer."""
+        row = STRUCTS["se_sequencer"][name]
+        for at in range(PAGE + row.offset, PAGE + row.offset + row.size, 8):
+            yield int.from_bytes(self.control[at : at + 8], "little")
+
     def _free_blocks(self) -> Iterator[Block]:
-        base = PAGE + STRUCTS["se_sequencer"]["free_head"].offset
-        for number in range(CONSTANTS["SE_CLASS_COUNT"]):
-            head = base + 8 * number
-            at = int.from_bytes(self.control[head : head + 8], "little")
+        lists = list(enumerate(self._words("free_head")))
+        lists.append(
+            (self.field("se_sequencer", "join_class"), self.field("se_sequencer", "join_rest"))
+        )
+        for number, at in lists:
             while at:
                 yield Block(at, self.class_size(number), "free")
                 at = self.data_word(at)
+        for word in self._words("join_head"):
+            while word:
+                at = word & CONSTANTS["SE_BLOCK_OFFSET_MASK"]
+                number = word >> CONSTANTS["SE_BLOCK_CLASS_SHIFT"]
+                yield Block(at, self.class_size(number), "free")
+                word = self.data_word(at)
 
     def _retired_blocks(self) -> Iterator[Block]:
         ring = self.field("se_sequencer", "ring_offset")

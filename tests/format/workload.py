@@ -82,7 +82,7 @@ class _Player:
             values.pop(name, None)
         else:
             some = {f"{name}/{number}": number for number in range(4)}
-            store.put_many(run, TAG_KV, some)
+            store.put_many(run, TAG_KV, list(some), list(some.values()))
             values.update(some)
 
 

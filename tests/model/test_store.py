@@ -2,13 +2,15 @@
 
 Why:        what a user can do in any order is tried in many orders, and each answer is compared
             with the model. A failure prints the shortest sequence of calls that shows it.
-Cost:       about half a minute; `--hypothesis-profile=default` draws new sequences
+Cost:       about a minute; `--hypothesis-profile=default` draws new sequences
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
+import signal
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,10 +31,13 @@ from shm_engine import (
     Snapshot,
     Transaction,
     Version,
+    coordinator,
     errors,
     keys,
     values,
 )
+from tests.harness.durable import LOGGED, info_of, kill_coordinator, open_folder, stop_coordinator
+from tests.harness.workers import wait_until
 from tests.model.history import DELETED, Entry, RunModel, TransactionModel, added, ordered
 
 T = TypeVar("T")
@@ -669,6 +674,84 @@ class FolderMachine(StoreMachine):
             self.folder.cleanup()
 
 
+class DurableMachine(StoreMachine):
+    """The same on a database with a log, which is closed, loses its coordinator, and loses all."""
+
+    def open(self) -> Database:
+        self.folder = tempfile.TemporaryDirectory()
+        return open_folder(Path(self.folder.name), "buffered")
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "folder"):
+            self.folder.cleanup()
+
+    @precondition(lambda self: hasattr(self, "handles"))
+    @rule(mode=st.sampled_from(LOGGED))
+    def reopen(self, mode: str) -> None:
+        """Everybody closes; whoever comes next may choose another mode."""
+        self.forget_what_is_open()
+        for handle in self.handles:
+            handle.close()
+        self.come_back(mode)
+
+    @precondition(lambda self: hasattr(self, "handles"))
+    @rule(mode=st.sampled_from(LOGGED))
+    def kill_all(self, mode: str) -> None:
+        """The log is behind, nobody closes it, and nobody is left: the state of a mass death."""
+        self.forget_what_is_open()
+        self.await_successor()
+        stopped = stop_coordinator(Path(self.folder.name))
+        for handle in self.handles:
+            handle._close(wait=False)
+        os.kill(stopped.pid, signal.SIGKILL)
+        assert coordinator.wait_for_end(stopped.identity, 10)
+        self.come_back(mode)
+
+    @precondition(lambda self: hasattr(self, "handles"))
+    @rule()
+    def kill_the_coordinator(self) -> None:
+        """What is open stays open, and a successor comes some time."""
+        self.await_successor()
+        kill_coordinator(Path(self.folder.name))
+
+    def await_successor(self) -> None:
+        """One of two deaths in a row has to be that of a living coordinator."""
+        folder = Path(self.folder.name)
+        wait_until(lambda: info_of(folder).is_alive(), "a successor")
+
+    @precondition(lambda self: hasattr(self, "handles"))
+    @rule(handle=handles, flush=st.booleans())
+    def save(self, handle: int, flush: bool) -> None:
+        if flush:
+            self.handles[handle].flush()
+        else:
+            self.handles[handle].checkpoint()
+
+    def forget_what_is_open(self) -> None:
+        for held in list(self.snapshots):
+            self.close(held)
+        for held_transaction in list(self.transactions):
+            self.roll_back(held_transaction)
+
+    def come_back(self, mode: str) -> None:
+        """Everything is as it was; what was trimmed since the last checkpoint may be back."""
+        written = [
+            one.version
+            for model in self.models
+            for found in model.entries.values()
+            for one in found
+        ]
+        first = open_folder(Path(self.folder.name), mode)
+        self.handles = [first, pickle.loads(pickle.dumps(first))]
+        for model in self.models:
+            model.cut.clear()
+        # Versions that upkeep took are in no file, so they may be given out again.
+        assert self.newest_version() >= max(written, default=0)
+        self.last_version = self.newest_version()
+        self.check_everything()
+
+
 TestStore = StoreMachine.TestCase
 TestStore.settings = settings(
     max_examples=400, stateful_step_count=50, suppress_health_check=list(HealthCheck)
@@ -676,4 +759,8 @@ TestStore.settings = settings(
 TestFolder = FolderMachine.TestCase
 TestFolder.settings = settings(
     max_examples=10, stateful_step_count=60, suppress_health_check=list(HealthCheck)
+)
+TestDurable = DurableMachine.TestCase
+TestDurable.settings = settings(
+    max_examples=12, stateful_step_count=30, suppress_health_check=list(HealthCheck)
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shm_engine import coordinator, database
+from tests.harness.disk import Disk
 from tests.harness.seeds import seeded
 from tests.harness.shared import segments_by
 from tests.harness.tally import Tally
@@ -50,6 +51,15 @@ def crew(folder: Path) -> Iterator[Crew]:
     found = Crew()
     yield found
     found.disband()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """Coordinators that the test starts do as this one says."""
+    found = Disk(tmp_path / "disk")
+    with found.in_use():
+        yield found
+    found.heal()
 
 
 @pytest.fixture

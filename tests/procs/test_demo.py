@@ -23,6 +23,7 @@ from shm_engine.demo.pool import Death, Pool, PoolFailure, Progress
 from shm_engine.demo.recount import differences, recount
 from shm_engine.demo.results import read_results
 from shm_engine.demo.survey import find_sources
+from shm_engine.durability import Durability
 
 COMMAND = [sys.executable, "-m", "shm_engine.cli", "demo"]
 MARK = "SHM_ENGINE_DEMO_TEST"
@@ -159,6 +160,64 @@ def test_the_pool_surveys_a_tree_although_a_worker_is_killed(
     assert sorted(agent["state"] for agent in summary["agents"]) == ["finished", "killed"]
 
 
+def test_the_coordinator_is_killed_and_nothing_is_lost(
+    demo: Callable[..., Outcome], slow_tree: Path
+) -> None:
+    outcome = demo(str(slow_tree), "-w", "2", "--json")
+    assert outcome.code == 0, outcome.errors
+    summary = outcome.summary()
+    assert (summary["ok"], summary["store"], summary["path"]) == (True, "buffered", None)
+    killed = summary["coordinator"]
+    assert killed["successor_pid"] not in (None, killed["pid"])
+    assert 0 < killed["after_ms"] < 10_000
+    assert 0 < killed["version"] < summary["snapshot_version"]
+    reopened = summary["reopened"]
+    assert reopened["same"]
+    assert reopened["version"] >= summary["snapshot_version"]
+    assert f"Coordinator (pid {killed['pid']}) killed with SIGKILL" in outcome.errors
+    assert f"Process {killed['successor_pid']} took over after" in outcome.errors
+    assert "Store closed and opened again from its files" in outcome.errors
+
+
+def test_a_store_with_a_path_is_kept_and_used_again(
+    demo: Callable[..., Outcome], small_tree: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    for _ in range(2):
+        outcome = demo(str(small_tree), "-w", "2", "--path", str(kept))
+        assert outcome.code == 0, outcome.errors
+        assert f"Kept in {kept}; look with: shm-engine stat {kept}" in outcome.output
+        assert "nothing is lost" in outcome.output
+    with Database.open(kept) as database:
+        assert database.metrics().keys > 2 * SMALL_FILES
+
+
+def test_the_coordinator_of_others_is_not_killed(
+    demo: Callable[..., Outcome], small_tree: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    with Database.open(kept, Durability.buffered()):
+        outcome = demo(str(small_tree), "-w", "2", "--path", str(kept), "--json")
+    assert outcome.code == 0, outcome.errors
+    assert outcome.summary()["coordinator"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["--ephemeral", "--path", "kept"], 2, "--ephemeral keeps nothing"),
+        (["--path", "/dev/null"], 1, "cannot open the store"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_an_error(
+    demo: Callable[..., Outcome], small_tree: Path, arguments: list[str], code: int, text: str
+) -> None:
+    outcome = demo(str(small_tree), *arguments)
+    assert outcome.code == code
+    assert outcome.errors.startswith("error: ")
+    assert text in outcome.errors
+
+
 def test_the_store_may_live_in_the_process_itself(
     demo: Callable[..., Outcome], small_tree: Path
 ) -> None:
@@ -183,7 +242,7 @@ def test_one_worker_is_not_killed(demo: Callable[..., Outcome], small_tree: Path
     outcome = demo(str(small_tree), "--workers", "1")
     assert outcome.code == 0, outcome.errors
     assert "one worker only" in outcome.output
-    assert "SIGKILL" not in outcome.output
+    assert "killed with SIGKILL, holding" not in outcome.output
 
 
 def test_one_file_is_taken_over_as_well(demo: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -288,7 +347,7 @@ def test_a_terminal_gets_the_live_view(small_tree: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("number", "code", "moment"),
     [
-        (signal.SIGINT, 130, "workers, in-memory"),
+        (signal.SIGINT, 130, "workers, store"),
         (signal.SIGINT, 130, " files/s, "),
         (signal.SIGINT, 130, "recount: "),
         (signal.SIGTERM, 143, " files/s, "),
@@ -321,6 +380,28 @@ def test_a_signal_leaves_nothing_behind(
     assert segments
     home.check_empty()
     assert [name for name in segments if os.path.exists(name)] == []
+
+
+def test_a_signal_beside_the_coordinators_death_leaves_nothing_behind(
+    slow_tree: Path, tmp_path: Path
+) -> None:
+    home = _Home(tmp_path)
+    with subprocess.Popen(
+        [*COMMAND, str(slow_tree), "-w", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=home.environment,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Coordinator (pid "):
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 130, errors
+    home.check_empty()
 
 
 # ---- the pool by itself

@@ -120,13 +120,13 @@ def test_a_second_coordinator_started_by_hand_gives_way(folder: Path, adopting: 
         first = info_of(folder)
         for _ in range(2):
             answer, code = start_by_hand(folder, adopting)
-            assert (answer, code) == ({"state": "another serves"}, 0)
+            assert (answer, code) == ({"state": "another serves", "recovery": None}, 0)
             assert info_of(folder) == first
         wait_until(lambda: coordinators_of(folder) == [first.pid], "the second one left", 2)
         assert KVStore(database).get(RUN, "key") == 1
 
 
-def start_by_hand(folder: Path, adopting: bool) -> tuple[dict[str, str], int]:
+def start_by_hand(folder: Path, adopting: bool) -> tuple[dict[str, str | None], int]:
     """Runs the coordinator's module as `open` does; its answer and the exit code."""
     readable, writable = os.pipe()
     command = [sys.executable, "-m", "shm_engine.coordinator", str(folder), str(writable)]
@@ -134,13 +134,14 @@ def start_by_hand(folder: Path, adopting: bool) -> tuple[dict[str, str], int]:
     done = subprocess.run([*command, options], pass_fds=(writable,), timeout=30, check=False)
     os.close(writable)
     with os.fdopen(readable) as pipe:
-        answer: dict[str, str] = json.loads(pipe.read())
+        answer: dict[str, str | None] = json.loads(pipe.read())
     return answer, done.returncode
 
 
 def test_a_coordinator_that_finds_nothing_to_take_over_leaves(folder: Path) -> None:
     folder.mkdir()
-    assert start_by_hand(folder, True)[0] == {"state": "nothing to take over"}
+    answer, _ = start_by_hand(folder, True)
+    assert answer == {"state": "nothing to take over", "recovery": None}
     assert coordinator.read_info(folder) is None
 
 
@@ -380,6 +381,19 @@ def test_opening_a_folder_first_and_last_leaks_nothing(folder: Path) -> None:
         Database.open(folder, MEMORY, map_size=1 << 22).close()
     assert (descriptors(), threading.active_count(), mappings()) == before
     assert sorted(path.name for path in folder.iterdir()) == ["coordinator.lock"]
+
+
+def test_programs_that_are_started_inherit_nothing(folder: Path) -> None:
+    with Database.open(folder, MEMORY, map_size=1 << 22), Database.ephemeral(map_size=1 << 20):
+        listed = subprocess.run(
+            ["ls", "-l", "/proc/self/fd"],
+            close_fds=False,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "shm_engine" not in listed.stdout
+        assert "pidfd" not in listed.stdout
 
 
 def test_a_process_with_thousands_of_descriptors_opens_a_folder(folder: Path, crew: Crew) -> None:

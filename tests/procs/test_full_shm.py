@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -364,6 +365,86 @@ def default_size() -> None:
         assert written > 3000
         with Database.ephemeral(map_size=MIB) as another:
             KVStore(another).put(RUN, "key", 1)
+
+
+# -- another container ------------------------------------------------------------------------
+
+
+def test_a_container_that_shares_shm_joins_nothing_and_removes_nothing(
+    confine: Confine, folder: Path
+) -> None:
+    """There the pids of this one name other processes or none: everybody here would look dead."""
+    confine(share_with_a_container, folder)
+
+
+def test_a_folder_that_another_container_uses_is_refused_without_its_shm(
+    confine: Confine, folder: Path
+) -> None:
+    """The lock of the folder is all that can be seen of the other one. Waits five seconds."""
+    confine(share_the_folder_alone, folder)
+
+
+def share_the_folder_alone(folder: Path) -> None:
+    with Database.open(folder, MEMORY, map_size=MIB) as database:
+        KVStore(database).put(RUN, "key", 1)
+        private_shm.enter_pid_namespace()
+        pid = os.fork()
+        if pid == 0:
+            in_another_container(open_without_shm, folder)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert KVStore(database).get(RUN, "key") == 1
+        info = coordinator.read_info(folder)
+        assert info is not None
+        assert info.is_alive()
+
+
+def open_without_shm(folder: Path) -> None:
+    private_shm.enter(SIZE)
+    with pytest.raises(errors.Unavailable, match="another container"):
+        Database.open(folder, MEMORY)
+
+
+def share_with_a_container(folder: Path) -> None:
+    with (
+        Database.ephemeral(map_size=MIB) as database,
+        Database.open(folder, MEMORY, map_size=MIB) as other,
+    ):
+        names = sorted(os.listdir(FOLDER))
+        assert len(names) == 4
+        KVStore(database).put(RUN, "key", 1)
+        KVStore(other).put(RUN, "key", 2)
+        private_shm.enter_pid_namespace()
+        pid = os.fork()
+        if pid == 0:
+            in_another_container(join_and_clear, database, folder)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert sorted(os.listdir(FOLDER)) == names
+        assert KVStore(database).get(RUN, "key") == 1
+        assert KVStore(other).get(RUN, "key") == 2
+
+
+def join_and_clear(database: Database, folder: Path) -> None:
+    """Tries to join, and makes a database of its own, which clears what is left over."""
+    with pytest.raises(errors.Unavailable, match="PID namespace"):
+        database._segments.attach()
+    with pytest.raises(errors.Unavailable, match="PID namespace"):
+        Database.open(folder, MEMORY)
+    with Database.ephemeral(map_size=MIB) as mine:
+        KVStore(mine).put(RUN, "key", 3)
+
+
+def in_another_container(body: Callable[..., object], *arguments: object) -> None:
+    """The first process of a namespace of pids does this and ends."""
+    code = 1
+    try:
+        private_shm.mount_proc()
+        assert os.getpid() == 1
+        body(*arguments)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 # -- several processes ------------------------------------------------------------------------

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from shm_engine import coordinator, errors
@@ -249,6 +251,57 @@ def test_a_coordinator_that_dies_gets_a_successor_and_nobody_loses_anything(
         check_structure(database)
 
 
+def test_a_coordinator_killed_in_the_middle_of_a_sweep_leaves_a_whole_store(
+    folder: Path, crew: Crew, rng: random.Random
+) -> None:
+    with Database.open(folder, MEMORY, map_size=8 << 20) as database:
+        database.set_retention(RUN, RetentionPolicy.KeepLast(9))  # too many to trim on writing
+        kv = KVStore(database)
+        view = SequencerView(database)
+        kv.mset(RUN, dict.fromkeys([*SWEPT, "alive"], 0))
+        writer = crew.start(make_garbage, database)
+        crew.release([writer])
+        for number in range(2):
+            info = info_of(folder)
+            kill_while_it_holds(info.pid, view, rng)
+            wait_for_successor(folder, info)
+            assert kv.incr(RUN, "alive") == number + 1
+            assert database.metrics().recoveries == number + 1
+        writer.send("stop")
+        turns = writer.receive()
+        assert kv.get_many(RUN, SWEPT) == [turns] * len(SWEPT)
+        history = [found.value for found in kv.history(RUN, SWEPT[0])]
+        assert history == list(range(turns, turns - len(history), -1))
+        check_structure(database)
+
+
+SWEPT = [f"swept/{number:04}" for number in range(2000)]
+
+
+def make_garbage(channel: Channel, database: Database) -> None:
+    """Overwrites so many keys that the coordinator sweeps all the time."""
+    kv = KVStore(database)
+    channel.ready()
+    turn = 0
+    while not channel.is_told():
+        turn += 1
+        kv.mset(RUN, dict.fromkeys(SWEPT, turn))
+    channel.send(turn)
+
+
+def kill_while_it_holds(pid: int, view: SequencerView, rng: random.Random) -> None:
+    """Kills a process that is no child of this one, at a moment when it holds the sequencer."""
+    for _ in range(5000):
+        time.sleep(rng.uniform(0.0, 0.003))  # a random moment; nothing waits for it
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "it stands")
+        if view.owner() == pid:
+            os.kill(pid, signal.SIGKILL)
+            return
+        os.kill(pid, signal.SIGCONT)
+    raise AssertionError("the coordinator was never stopped while it held the sequencer")
+
+
 def test_an_open_right_after_the_coordinators_death_joins_the_living_data(
     folder: Path, crew: Crew
 ) -> None:
@@ -308,7 +361,7 @@ def test_a_watch_whose_successor_dies_before_it_answers_starts_another(
     start = coordinator.start
     failures: list[Any] = []
 
-    def fail_twice(*arguments: Any) -> bool:
+    def fail_twice(*arguments: Any) -> coordinator.Started:
         if len(failures) < 2:
             failures.append(arguments)
             raise errors.Unavailable("The coordinator ended without an answer.")

@@ -210,6 +210,28 @@ def test_the_high_water_rule_keeps_writes_going_where_retention_was_never_chosen
         check_structure(database)
 
 
+def is_swept_down_to(database: Database, size: int) -> bool:
+    """Sweeps; whether no more is in use."""
+    database._engine.sweep()
+    return database.metrics().arena_used_bytes < size
+
+
+@pytest.mark.parametrize("size", [100, 1000, 100_000])
+def test_memory_that_small_values_gave_back_takes_large_ones(size: int) -> None:
+    """The high-water rule let a burst of small values go on until all of the arena was cut into
+    their blocks; then nothing larger fitted any more, for ever, in a store that was empty."""
+    with Database.ephemeral(map_size=4 * MIB) as database:
+        kv = KVStore(database)
+        for turn in range(150_000):
+            kv.put(RUN, f"key/{turn % KEYS:02}", turn)
+        database.set_retention(RUN, RetentionPolicy.KeepLast(1))
+        kv.mdelete(RUN, kv.list(RUN))  # what stays is not moved, and would lie in the way
+        wait_until(lambda: is_swept_down_to(database, MIB // 4), "it is empty")
+        for number in range(2 * MIB // (size + 100)):
+            kv.put(RUN, f"larger/{number:05}", b"v" * size)
+        check_structure(database)
+
+
 def test_history_that_was_chosen_is_kept_to_the_last_byte(crew: Crew) -> None:
     with Database.ephemeral(map_size=4 * MIB) as database:
         kv = KVStore(database)

@@ -42,9 +42,12 @@ def now_ms() -> int:
 # -- Database ---------------------------------------------------------------------------------
 
 
-def test_open_is_strict_by_default_and_says_so_while_there_is_no_log_yet(tmp_path: Path) -> None:
-    with pytest.raises(errors.InvalidOperation, match="strict"):
-        Database.open(tmp_path / "my-database")
+def test_open_is_strict_by_default_and_keeps_what_was_put(tmp_path: Path) -> None:
+    with Database.open(tmp_path / "my-database") as db:
+        assert db.durability == Durability.strict()
+        KVStore(db).put("default", "key", "value")
+    with Database.open(tmp_path / "my-database") as db:
+        assert KVStore(db).get("default", "key") == "value"
 
 
 def test_open_with_mode_in_memory(tmp_path: Path) -> None:
@@ -64,9 +67,12 @@ def test_open_with_mode_in_memory(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_open_with_mode_of_the_modes_to_come(mode: Durability, tmp_path: Path) -> None:
-    with pytest.raises(errors.InvalidOperation, match=mode.kind):
-        Database.open_with_mode(tmp_path / "data", mode)
+def test_open_with_mode_of_a_log(mode: Durability, tmp_path: Path) -> None:
+    with Database.open_with_mode(tmp_path / "data", mode) as db:
+        assert db.durability == mode
+        KVStore(db).put("default", "key", "value")
+        db.flush()
+        assert db.metrics().durable_version == db.metrics().version
 
 
 def test_begin_run_gives_an_id_that_prints_as_a_uuid(db: Database) -> None:

@@ -1,4 +1,4 @@
-"""test_cli.py - the command line: help, versions, exit codes; no store is opened here."""
+"""test_cli.py - the command line: help, versions, the demo's ends; no store is opened here."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def test_options_reach_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["demo", "some/folder", "-w", "3", "--ephemeral", "--json"]
     assert runner.invoke(cli.app, arguments).exit_code == 0
     assert runner.invoke(cli.app, ["demo"]).exit_code == 0
-    assert seen == [DemoOptions("some/folder", 3, True, True), DemoOptions()]
+    assert runner.invoke(cli.app, ["demo", "--path", "kept"]).exit_code == 0
+    kept = DemoOptions(path="kept")
+    assert seen == [DemoOptions("some/folder", 3, True, True), DemoOptions(), kept]
 
 
 @pytest.mark.parametrize(

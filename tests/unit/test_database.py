@@ -131,24 +131,29 @@ def test_joining_with_another_mode_is_refused_and_harms_nobody(folder: Path) -> 
             assert KVStore(second).get(RUN, "a") == 1
 
 
-@pytest.mark.parametrize("mode", ["strict", "buffered", "NoDurability", Durability.strict()])
-def test_a_mode_with_a_log_is_refused_as_not_yet_there_and_leaves_no_folder(
-    mode: Any, folder: Path
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        (None, Durability.strict()),
+        ("strict", Durability.strict()),
+        ("NoDurability", Durability.no_durability()),
+        ("buffered", Durability.buffered()),
+        (Durability.buffered(7, 9), Durability.buffered(7, 9)),
+    ],
+    ids=label,
+)
+def test_a_mode_with_a_log_keeps_its_files_in_the_folder(
+    mode: Any, expected: Durability, folder: Path
 ) -> None:
-    calls: list[Callable[[], Database]] = [
-        lambda: Database.open(folder, mode),
-        lambda: Database.open_with_mode(folder, mode),
-        lambda: Database.open(folder),
-    ]
-    for call in calls:
-        with pytest.raises(errors.InvalidOperation, match=r"Durability\.in_memory"):
-            call()
-        assert not folder.exists()
-    folder.mkdir()
-    for call in calls:
-        with pytest.raises(errors.InvalidOperation, match=r"Durability\.in_memory"):
-            call()
-    assert list(folder.iterdir()) == []
+    calls: list[Callable[[], Database]] = [lambda: Database.open(folder, mode, map_size=4 * MIB)]
+    if mode is not None:
+        calls.append(lambda: Database.open_with_mode(folder, mode, map_size=4 * MIB))
+    for turn, call in enumerate(calls):
+        with call() as db:
+            assert db.durability == expected
+            assert KVStore(db).incr(RUN, "turn") == turn + 1
+            assert_usable(db)
+        assert {path.name for path in folder.iterdir()} >= {"wal", "checkpoint"}
 
 
 @pytest.mark.parametrize("mode", [5, True, ["strict"], b"strict", object()], ids=label)
