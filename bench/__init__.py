@@ -4,12 +4,12 @@ Why:        A ratio is only worth something when both sides ran on the same mach
             minute, under the same harness, and when the result of every run was checked for lost
             writes. This package does that and nothing else: `python -m bench`.
 
-                question   what is asked: put, get, ..., million, memory, opening, section, kill
+                question   what is asked: put, get, ..., memory, opening, kill, durable, recovery
                 workload   a question that is a loop of calls, run by 1, 2 and 4 processes
                 peer       who is asked: shm_engine, lmdb, floor (a dict of msgpack, one process)
                 harness    light: build a key, encode, call;  checked: clocks and checks as well
                 round      every peer once, one after the other; a ratio is taken inside a round
                 crew       the spawned processes, released together from one start line
 Used by:    make bench, make bench-short, tests/unit/test_bench.py
-Cost:       about twelve minutes in full, under a minute with --short; up to 2 GiB of /dev/shm
+Cost:       about twenty minutes in full, under a minute with --short; up to 2 GiB of /dev/shm
 """

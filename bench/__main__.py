@@ -86,7 +86,9 @@ def missing(judgements: Sequence[Judgement], options: Options) -> list[str]:
     if not asked_all:
         return []
     return [
-        judgement.goal.key for judgement in judgements if judgement.verdict is Verdict.NOT_MEASURED
+        judgement.goal.key
+        for judgement in judgements
+        if judgement.verdict is Verdict.NOT_MEASURED and not judgement.goal.optional
     ]
 
 

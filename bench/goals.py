@@ -30,7 +30,10 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Goal:
-    """A limit on one figure. `worst_round` judges the worst sample in place of the median."""
+    """A limit on one figure. `worst_round` judges the worst sample in place of the median.
+
+    `optional`: against a peer that need not be installed.
+    """
 
     key: str
     sense: Sense
@@ -40,6 +43,7 @@ class Goal:
     shown: str = ""
     worst_round: bool = False
     speed: bool = True
+    optional: bool = False
 
     @property
     def question(self) -> str:
@@ -144,6 +148,45 @@ GOALS: tuple[Goal, ...] = (
     _most("opening.join_full_ms", 10.0, "ms", "joining a store with many keys"),
     _most("opening.start_ms", 250.0, "ms", "starting a coordinator"),
     _most("kill.shm_engine.next_write_ms", 5.0, "ms", "next write after kill -9", worst=True),
+    *(
+        _least(
+            f"durable.buffered.{clients}.vs_in_memory",
+            0.85,
+            "x in_memory",
+            f"buffered put, {clients} process{'es' if clients > 1 else ''}",
+            shown=f"durable.buffered.{clients}.rate",
+        )
+        for clients in (1, 2)
+    ),
+    _least(
+        "durable.strict.1.vs_fdatasync_overwrite",
+        0.8,
+        "x fdatasync",
+        "strict put, 1 writer",
+        shown="durable.strict.1.rate",
+    ),
+    Goal(
+        "durable.strict.4.vs_redis",
+        Sense.AT_LEAST,
+        2.0,
+        "x Redis always",
+        "strict put, 4 writers",
+        shown="durable.strict.4.rate",
+        optional=True,
+    ),
+    *(
+        _least(
+            f"durable.strict.{more}.vs_{fewer}_clients",
+            1.0,
+            f"x {fewer} writer{'s' if fewer > 1 else ''}",
+            f"strict put, {more} writers against {fewer}",
+            shown=f"durable.strict.{more}.rate",
+        )
+        for fewer, more in ((1, 2), (2, 4), (4, 16), (16, 64))
+    ),
+    _least("recovery.commits_per_s", 500_000, "/s", "small commits replayed"),
+    _least("recovery.mib_per_s", 300, "MiB/s", "checkpoint loaded"),
+    _most("recovery.log_over_payload", 1.6, "x key and value", "log bytes of a put"),
 )
 
 LOST_WRITES = "lost"

@@ -29,6 +29,20 @@ def scratch_folder() -> Path:
     return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
 
 
+def disk_folder() -> Path:
+    """Return the folder on a disk where durable stores put their files (TMPDIR chooses it)."""
+    return Path(tempfile.gettempdir())
+
+
+def file_system(folder: Path) -> str:
+    """Return the type of the file system that the folder lies on."""
+    best = ("", "unknown")
+    for part in psutil.disk_partitions(all=True):
+        if folder.is_relative_to(part.mountpoint) and len(part.mountpoint) >= len(best[0]):
+            best = (part.mountpoint, part.fstype)
+    return best[1]
+
+
 def map_size_allowed() -> int:
     """Return the largest map size that the bench uses: 2 GiB, or half of what is free."""
     free = shutil.disk_usage(scratch_folder()).free

@@ -29,6 +29,8 @@ QUESTIONS = (
     "memory",
     "opening",
     "kill",
+    "durable",
+    "recovery",
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -1,4 +1,4 @@
-"""plots.py - pictures of the results: one per workload, one of all goals.
+"""plots.py - pictures of the results: one per workload, one of durability, one of all goals.
 
 Why:        A ratio that falls with the number of processes is seen at once in a picture and hardly
             in a table.
@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import EngFormatter
 
+from bench import durable
 from bench.goals import Judgement, Sense, Verdict
 from bench.options import Options
 from bench.peers import FLOOR, LMDB, SHM_ENGINE
@@ -125,6 +126,61 @@ def _workload(figures: Mapping[str, Figure], name: str, options: Options, path: 
     return _save(picture, path)
 
 
+_DURABLE_COLOURS = {"strict": "#1f6fb2", "lmdb": "#d9822b", "sqlite": "#6b8e23", "redis": "#c0392b"}
+
+
+def _durable(figures: Mapping[str, Figure], path: Path) -> Path:
+    """Draw the modes beside each other, and strict beside its peers and the bare disk."""
+    picture = Picture(figsize=(11.0, 4.4), layout="constrained")
+    modes, synced = picture.subplots(1, 2)
+    for shift, clients in enumerate((1, 2)):
+        found = [(mode, figures.get(f"durable.{mode}.{clients}.rate")) for mode in durable.MODES]
+        for place, (_, figure) in enumerate(found):
+            if figure is not None:
+                modes.bar(
+                    place + (shift - 0.5) * _WIDTH, figure.median, _WIDTH,
+                    color=("#1f6fb2", "#8ab6d6")[shift],
+                    yerr=[[figure.median - figure.low], [figure.high - figure.median]],
+                    label=f"{clients} process{'es' if clients > 1 else ''}" if place == 0 else None,
+                )  # fmt: skip
+    modes.set_xticks(range(len(durable.MODES)), durable.MODES)
+    modes.set_yscale("log")
+    modes.set_title("shm_engine, put by mode")
+    for peer, colour in _DURABLE_COLOURS.items():
+        points = [
+            (clients, figure)
+            for clients in (1, 2, 4, 16, 64)
+            if (figure := figures.get(f"durable.{peer}.{clients}.rate")) is not None
+        ]
+        if points:
+            synced.errorbar(
+                [clients for clients, _ in points],
+                [figure.median for _, figure in points],
+                yerr=[
+                    [figure.median - figure.low for _, figure in points],
+                    [figure.high - figure.median for _, figure in points],
+                ],
+                marker="o", color=colour, capsize=3,
+                label="shm_engine, strict" if peer == "strict" else f"{peer}, synced",
+            )  # fmt: skip
+    for raw, line in zip(durable.RAW, ("--", ":"), strict=True):
+        figure = figures.get(f"durable.{raw}.1.rate")
+        if figure is not None:
+            label = raw.replace("_", ", ")
+            synced.axhline(figure.median, color=_COLOURS[FLOOR], linestyle=line, label=label)
+    synced.set_xscale("log", base=2)
+    synced.set_xticks([1, 2, 4, 16, 64], ["1", "2", "4", "16", "64"])
+    synced.set_yscale("log")
+    synced.set_xlabel("clients that wait at once")
+    synced.set_title("every acknowledged put is on the disk")
+    for axes in (modes, synced):
+        axes.set_ylabel("puts per second, all clients together (log)")
+        axes.grid(axis="y", which="both", alpha=0.25)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    return _save(picture, path)
+
+
 def _headroom(judgement: Judgement) -> float | None:
     """Return how many times better than its goal a figure is: 1.0 is just met."""
     goal, figure = judgement.goal, judgement.figure
@@ -176,5 +232,7 @@ def draw(
         for name in options.questions
         if name in WORKLOADS and any(key.startswith(f"{name}.") for key in figures)
     ]
+    if any(key.startswith("durable.") for key in figures):
+        paths.append(_durable(figures, options.output / f"durable-{stamp}.png"))
     goals = _goals(judgements, options.output / f"goals-{stamp}.png")
     return paths if goals is None else [*paths, goals]
