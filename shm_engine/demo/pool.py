@@ -358,11 +358,21 @@ def exit_text(exit_code: int) -> str:
 def _interrupts_held_back() -> Iterator[None]:
     """Signals wait until the block is left, so that no process is started but not listed.
 
-    The process inherits this until agent_main runs: Ctrl-C finds no interpreter half started.
+    The process inherits the mask until agent_main runs: Ctrl-C finds no interpreter half started. A
+    signal that another thread of this process takes would be handled here all the same, in the
+    middle of handing the process its work: it is noted, and comes again after the block.
     """
     signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    held: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in signals}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    for number in signals:
+        signal.signal(number, lambda number, _frame: held.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if held:
+        signal.raise_signal(held[0])
