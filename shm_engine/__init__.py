@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from shm_engine import errors as errors
     from shm_engine._core import RunId as RunId
     from shm_engine.database import Database as Database
-    from shm_engine.database import DatabaseMetrics as DatabaseMetrics
     from shm_engine.durability import Durability as Durability
+    from shm_engine.metrics import DatabaseMetrics as DatabaseMetrics
     from shm_engine.primitives.kv import KVStore as KVStore
     from shm_engine.retention import RetentionPolicy as RetentionPolicy
     from shm_engine.transaction import Snapshot as Snapshot
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Database": "shm_engine.database",
-    "DatabaseMetrics": "shm_engine.database",
+    "DatabaseMetrics": "shm_engine.metrics",
     "Durability": "shm_engine.durability",
     "KVStore": "shm_engine.primitives.kv",
     "RetentionPolicy": "shm_engine.retention",

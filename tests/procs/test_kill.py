@@ -19,6 +19,7 @@ from shm_engine.durability import Durability
 from shm_engine.primitives.kv import KVStore
 from shm_engine.retention import RetentionPolicy
 from shm_engine.segments import clear_leftovers
+from tests.harness.durable import info_of, kill_coordinator
 from tests.harness.shared import (
     SequencerView,
     check_structure,
@@ -52,21 +53,6 @@ def check_sum(kv: KVStore, tally: Tally) -> None:
     begun = sum(tally[number] for number in range(0, len(tally), 2))
     acknowledged = sum(tally[number] for number in range(1, len(tally), 2))
     assert acknowledged <= (kv.get(RUN, "sum") or 0) <= begun
-
-
-def info_of(folder: Path) -> coordinator.Info:
-    """What coordinator.json says."""
-    info = coordinator.read_info(folder)
-    assert info is not None
-    return info
-
-
-def kill_coordinator(folder: Path) -> coordinator.Info:
-    """Kills it; returns what its file said when it is dead."""
-    info = info_of(folder)
-    os.kill(info.pid, signal.SIGKILL)
-    assert coordinator.wait_for_end(info.identity, 10)
-    return info
 
 
 def wait_for_successor(folder: Path, dead: coordinator.Info) -> coordinator.Info:
