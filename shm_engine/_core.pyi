@@ -10,6 +10,13 @@ OP_CHECK: int
 OP_EXPECT: int
 OP_INCREMENT: int
 OP_CHECK_RANGE: int
+OP_APPEND: int
+OP_BUMP: int
+FILE_VERSION: int
+NAMES: int
+VALUES: int
+RECORDS: int
+BYTES: int
 
 @final
 class RunId:
@@ -98,54 +105,79 @@ class Store:
     def folder(self) -> str: ...
     def close(self) -> None: ...
     def get(
-        self, run: RunId | str, tag: int, name: str, pin: Pin | None = None, default: Any = None
+        self,
+        run: RunId | str,
+        tag: int,
+        name: str | bytes,
+        pin: Pin | None = None,
+        default: Any = None,
     ) -> Any: ...
     def get_record(
-        self, run: RunId | str, tag: int, name: str, pin: Pin | None = None
+        self, run: RunId | str, tag: int, name: str | bytes, pin: Pin | None = None
     ) -> tuple[Any, int, int, int] | None: ...
+    def get_counted(
+        self, run: RunId | str, tag: int, name: str | bytes, pin: Pin | None = None
+    ) -> tuple[Any, int, int] | None: ...
     def get_many(
-        self, run: RunId | str, tag: int, names: Iterable[str], pin: Pin, default: Any = None
+        self,
+        run: RunId | str,
+        tag: int,
+        names: Iterable[str | bytes],
+        pin: Pin,
+        default: Any = None,
     ) -> list[Any]: ...
     def scan(
         self,
         run: RunId | str,
         tag: int,
-        prefix: str,
+        prefix: str | bytes,
         pin: Pin,
-        after: str | None = None,
+        after: str | bytes | None = None,
         limit: int | None = None,
-        with_values: bool = True,
-    ) -> tuple[list[str], list[Any] | None]: ...
+        form: int = VALUES,
+        stop: bytes | None = None,
+    ) -> tuple[list[Any], list[Any] | None]: ...
     def history(
         self,
         run: RunId | str,
         tag: int,
-        name: str,
+        name: str | bytes,
         limit: int | None = None,
         before: int | None = None,
     ) -> tuple[list[tuple[Any, int, int, bool]], bool]: ...
     def get_at(
-        self, run: RunId | str, tag: int, name: str, version: int
+        self, run: RunId | str, tag: int, name: str | bytes, version: int
     ) -> tuple[Any, int, int, bool] | int: ...
     def open_pin(self) -> Pin: ...
     def trim_horizon(self) -> int: ...
     def version(self) -> int: ...
     def check_name(self, name: str, prefix: bool = False) -> None: ...
     def encode(self, value: Any) -> bytes: ...
+    def encode_counted(self, value: Any) -> bytes: ...
+    def encode_event(self, event_type: str, payload: Any) -> bytes: ...
     def put(
-        self, run: RunId | str, tag: int, name: str, value: Any, expires_us: int = 0
+        self, run: RunId | str, tag: int, name: str | bytes, value: Any, expires_us: int = 0
     ) -> int: ...
-    def delete(self, run: RunId | str, tag: int, name: str) -> bool: ...
-    def increment(self, run: RunId | str, tag: int, name: str, delta: int) -> int: ...
+    def delete(self, run: RunId | str, tag: int, name: str | bytes) -> bool: ...
+    def increment(self, run: RunId | str, tag: int, name: str | bytes, delta: int) -> int: ...
     def compare_and_set(
-        self, run: RunId | str, tag: int, name: str, expected: int, value: Any
+        self, run: RunId | str, tag: int, name: str | bytes, expected: int, value: Any
     ) -> int | None: ...
+    def bump(
+        self, run: RunId | str, tag: int, name: str | bytes, value: Any, expected: int = -1
+    ) -> int: ...
+    def append(
+        self, run: RunId | str, events: Iterable[tuple[str, Any]]
+    ) -> list[tuple[int, bytes]]: ...
+    def erase(self, run: RunId | str) -> bool: ...
+    def watch(self, run: RunId | str, tag: int, name: str | bytes) -> tuple[int, int]: ...
+    def wait_for(self, watched: tuple[int, int], seconds: float) -> None: ...
     def put_many(self, run: RunId | str, tag: int, names: list[str], values: list[Any]) -> int: ...
     def delete_many(self, run: RunId | str, tag: int, names: Iterable[str]) -> int: ...
     def commit(
         self,
         run: RunId | str,
-        ops: Sequence[tuple[int, int, str, bytes | None, int, int]],
+        ops: Sequence[tuple[int, int, str | bytes, bytes | None, int, int]],
         snapshot: int,
     ) -> tuple[int, int, int]: ...
     def put_run_record(

@@ -50,12 +50,21 @@ cdef enum:
     WAIT_NS = 50000000
     ENCODED_MAX = 33554432
     PLAIN_MAX = 4096      # larger values are encoded by the library
+    COUNTED_HEAD = 10     # what stands before a counted value: record.h
+
+    SCAN_NAMES = 0        # what a scan gives beside the names
+    SCAN_VALUES = 1       # values
+    SCAN_RECORDS = 2      # (value, version, timestamp_us)
+    SCAN_BYTES = 3        # (packed value, version, timestamp_us)
+
+FILE_VERSION = SE_FILE_VERSION
 
 cdef object _unpackb = msgpack.unpackb
 cdef object _Packer = msgpack.Packer
 cdef dict _runs = {}
 
 DEF_STALL_S = 5.0
+WATCH_S = 1.0 # who waits looks again after so long: a handle may be closed meanwhile
 
 
 include "_names.pxi"
@@ -254,3 +263,10 @@ OP_CHECK = SE_OP_CHECK
 OP_EXPECT = SE_OP_EXPECT
 OP_INCREMENT = SE_OP_INCREMENT
 OP_CHECK_RANGE = SE_OP_CHECK_RANGE
+OP_APPEND = SE_OP_APPEND
+OP_BUMP = SE_OP_BUMP
+
+NAMES = SCAN_NAMES
+VALUES = SCAN_VALUES
+RECORDS = SCAN_RECORDS
+BYTES = SCAN_BYTES

@@ -36,11 +36,13 @@ cdef extern from "status.h" nogil:
 
 
 cdef extern from "layout.h" nogil:
-    uint32_t SE_FORMAT_VERSION, SE_BYTE_ORDER
+    uint32_t SE_FORMAT_VERSION, SE_FILE_VERSION, SE_BYTE_ORDER
     uint64_t SE_REQUEST_MAX
     uint32_t SE_OPS_MAX
     uint32_t SE_RECORD_TOMBSTONE
     int SE_OP_PUT, SE_OP_DELETE, SE_OP_CHECK, SE_OP_EXPECT, SE_OP_INCREMENT, SE_OP_CHECK_RANGE
+    int SE_OP_APPEND, SE_OP_BUMP
+    int SE_TAG_EVENT, SE_TAG_TRACE, SE_TAG_RUN
     int SE_SLOT_THREAD, SE_SLOT_MEMBER
     int SE_PHASE_SERVING, SE_PHASE_LEAVING
     int SE_IN_MEMORY, SE_STRICT
@@ -61,6 +63,7 @@ cdef extern from "layout.h" nogil:
         se_word file_version, file_offset, last_version
     ctypedef struct se_sequencer:
         se_word commit_version, durable_version, trim_horizon, trim_effective, removed_horizon
+        se_word erasing_runs
         se_word arena_bump, arena_allocated, ring_head, ring_tail
         se_word live_keys, ttl_keys, garbage_size, trimmed_versions, pressure_trimmed
         se_word commits, conflicts, recoveries, reaped_clients
@@ -124,6 +127,7 @@ cdef extern from "store.h" nogil:
 
 cdef extern from "arena.h" nogil:
     uint64_t se_arena_used(const se_store *store)
+    se_status se_arena_grow(se_store *store, uint64_t need)
 
 
 cdef extern from "record.h" nogil:
@@ -133,13 +137,41 @@ cdef extern from "record.h" nogil:
                                 const se_record **found)
     se_status se_record_older(const se_store *store, const se_record *record,
                               const se_record **older)
+    c_bool se_counted_check(const uint8_t *value, uint32_t size)
+    uint64_t se_counted_read(const uint8_t *value)
+    void se_counted_write(uint8_t *value, uint64_t counter)
+
+
+cdef extern from "reader.h" nogil:
+    se_status se_reader_hides(const se_store *store, const uint8_t *key, uint64_t snapshot,
+                              c_bool *hidden)
+    se_status se_reader_find(const se_store *store, const uint8_t *key, uint32_t key_size,
+                             uint64_t snapshot, const se_record **record)
+
+
+cdef extern from "event.h" nogil:
+    int SE_EVENT_CONTENT, SE_EVENT_TYPE_MAX
+    void se_event_pack(uint8_t *value, uint32_t size)
+    uint32_t se_event_head_key(uint8_t *key, const uint8_t *run)
+
+
+cdef extern from "erase.h" nogil:
+    ctypedef enum se_erase_state:
+        SE_ERASE_MORE
+        SE_ERASE_WAITS
+        SE_ERASE_DONE
+    se_status se_erase_step(se_store *store, const uint8_t *run, se_erase_state *state)
+
+
+cdef extern from "bell.h" nogil:
+    uint64_t se_bell_of(const uint8_t *key, uint32_t key_size)
+    uint32_t se_bell_watch(se_store *store, uint64_t bell)
+    void se_bell_wait(se_store *store, uint64_t bell, uint32_t seen, uint64_t bound_ns)
 
 
 cdef extern from "index.h" nogil:
     ctypedef struct se_iter:
         pass
-    se_status se_index_find(const se_store *store, const uint8_t *key, uint32_t key_size,
-                            uint64_t *leaf)
     se_status se_iter_seek(se_iter *iter, const se_store *store, const uint8_t *key,
                            uint32_t key_size)
     se_status se_iter_next(se_iter *iter, uint64_t *leaf)
@@ -190,6 +222,7 @@ cdef extern from "session.h" nogil:
     uint64_t se_session_reply_detail(const se_session *session)
     uint64_t se_session_reply_op(const se_session *session)
     int64_t se_session_first_result(const se_session *session)
+    uint64_t se_session_next_event(const se_session *session, uint64_t *at, const uint8_t **hash)
     uint64_t se_session_count_results(const se_session *session, uint32_t kind)
 
 

@@ -129,10 +129,13 @@ def plain_pairs(list pairs not None):
 
 
 cdef Py_ssize_t fill_key(uint8_t *key, RunId run, int tag, object name, bint prefix) except -1:
-    """run id | tag | name | 0; a prefix has no terminator and may be empty."""
+    """run id | tag | name | 0; a prefix has no terminator and may be empty. A name of bytes was made
+    by a primitive and is taken as it is; with tag 0 it is the whole key."""
     cdef Py_ssize_t size
     cdef const char *text
     if type(name) is not str:
+        if type(name) is bytes and tag in (0, SE_TAG_EVENT, SE_TAG_TRACE, SE_TAG_RUN):
+            return fill_raw_key(key, run, tag, <bytes> name, prefix)
         raise errors.WrongType("str", values.class_name(name),
                                f"A key is a str, not {values.class_name(name)}.")
     try:
@@ -150,6 +153,19 @@ cdef Py_ssize_t fill_key(uint8_t *key, RunId run, int tag, object name, bint pre
         return PREFIX_SIZE + size
     key[PREFIX_SIZE + size] = 0
     return PREFIX_SIZE + size + 1
+
+
+cdef Py_ssize_t fill_raw_key(uint8_t *key, RunId run, int tag, bytes name,
+                             bint prefix) except -1:
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(name)
+    cdef Py_ssize_t start = PREFIX_SIZE if tag else 0
+    if start + size > KEY_MAX or start + size <= PREFIX_SIZE - prefix:
+        raise errors.InternalError(f"A key of {start + size} bytes cannot be.")
+    if tag:
+        memcpy(key, run.raw, 16)
+        key[16] = <uint8_t> tag
+    memcpy(key + start, PyBytes_AS_STRING(name), size)
+    return start + size
 
 
 cdef refuse_name(name, Py_ssize_t size):

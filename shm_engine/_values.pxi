@@ -55,6 +55,12 @@ cdef struct _Packed:
     uint8_t plain[PLAIN_MAX]
 
 
+cdef struct _Counted:
+    const uint8_t *data
+    uint32_t size
+    uint8_t plain[PLAIN_MAX + COUNTED_HEAD]
+
+
 cdef class _Buffer:
     """Growing memory for encoded values on their way in."""
     cdef uint8_t *data

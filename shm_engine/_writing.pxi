@@ -1,5 +1,28 @@
 # _writing.pxi - part of _core.pyx: encoding, write sets, waiting, commits.
 
+cdef const char *event_type_text(event_type, Py_ssize_t *size) except NULL:
+    """The UTF-8 bytes of an event's type, checked."""
+    cdef const char *text
+    if type(event_type) is not str:
+        raise errors.WrongType("str", values.class_name(event_type),
+                               f"An event type is a str, not {values.class_name(event_type)}.")
+    try:
+        text = PyUnicode_AsUTF8AndSize(event_type, size)
+    except UnicodeEncodeError:
+        raise errors.InvalidKey(
+            f"The event type {event_type!a} holds a lone surrogate, which UTF-8 cannot write."
+        ) from None
+    if size[0] == 0:
+        raise errors.InvalidKey("An event type must not be empty: it has 1 to 256 UTF-8 bytes.")
+    if size[0] > SE_EVENT_TYPE_MAX:
+        raise errors.InvalidKey(f"The event type {event_type[:40]!r}... has {size[0]} UTF-8 bytes; "
+                                f"at most {SE_EVENT_TYPE_MAX} are allowed.")
+    if memchr(text, 0, size[0]) != NULL:
+        raise errors.InvalidKey(f"The event type {event_type[:40]!r} holds a NUL character, which "
+                                f"it must not.")
+    return text
+
+
 cdef bint is_refusal(se_status status) noexcept:
     """Whether the holder refused because of what it found in the store."""
     return status in (SE_CONFLICT, SE_MISMATCH, SE_WRONG_TYPE, SE_OVERFLOW, SE_RUN_CLOSED)
@@ -13,7 +36,7 @@ cdef class _Writer(_Reader):
         """Raises what a read or write of this name would; a prefix may be empty."""
         cdef uint8_t key[KEY_MAX]
         self.check_open()
-        fill_key(key, <RunId> DEFAULT_RUN, 0, name, prefix)
+        fill_key(key, <RunId> DEFAULT_RUN, 1, name, prefix)
 
     cpdef bytes encode(self, value):
         """The packed value, or the precise error of values.explain."""
@@ -78,9 +101,6 @@ cdef class _Writer(_Reader):
         finally:
             session.committing = False
             self.inside -= 1
-
-    cdef wait_durable(self, uint64_t version, bint refused=False):
-        raise NotImplementedError
 
     cdef se_status submit_and_wait(self, se_session *session) except? SE_BUSY:
         cdef se_status status
@@ -262,6 +282,184 @@ cdef class _Writer(_Reader):
         if status != SE_OK:
             self.fail_commit(session, status, (name, name))
         return se_session_reply_version(session)
+
+    cdef Py_ssize_t pack_counted(self, value, _Buffer packed) except -1:
+        """The value with room for its counter in front."""
+        cdef uint8_t *data
+        cdef size_t size
+        packed.reserve(COUNTED_HEAD + PLAIN_MAX)
+        size = se_codec_write(value, packed.data + packed.used + COUNTED_HEAD, PLAIN_MAX)
+        if size == 0:
+            alone = self.encode_any(value)
+            size = PyBytes_GET_SIZE(alone)
+            packed.reserve(COUNTED_HEAD + size)
+            memcpy(packed.data + packed.used + COUNTED_HEAD, PyBytes_AS_STRING(alone), size)
+        data = packed.data + packed.used
+        data[0] = 0x92
+        data[1] = 0xcf
+        se_counted_write(data, 0)
+        packed.used += COUNTED_HEAD + size
+        return COUNTED_HEAD + size
+
+    def encode_counted(self, value):
+        """What `commit` takes for OP_BUMP."""
+        cdef _Buffer packed = _Buffer()
+        self.pack_counted(value, packed)
+        return PyBytes_FromStringAndSize(<char *> packed.data, packed.used)
+
+    def bump(self, run, int tag, name, value, int64_t expected=-1):
+        """Writes a counted value; its new counter. Unless the counter is the expected one (0: no
+        value) nothing is written, and -1 - what it is comes back."""
+        cdef uint8_t key[KEY_MAX]
+        cdef RunId run_id = as_run(run)
+        cdef Py_ssize_t size = fill_key(key, run_id, tag, name, False)
+        cdef _Counted packed
+        kept = self.encode_counted_to(value, &packed)
+        cdef se_session *session = self.start(run_id, 0)
+        cdef se_status status
+        status = se_session_add(session, SE_OP_BUMP, key, <uint32_t> size, packed.data,
+                                packed.size, 0, expected)
+        if status != SE_OK:
+            se_session_abandon(session)
+            self.fail(status)
+        status = self.finish(session)
+        if status == SE_MISMATCH:
+            return -1 - <int64_t> se_session_reply_detail(session)
+        if status != SE_OK:
+            self.fail_commit(session, status, (name,))
+        return se_session_first_result(session)
+
+    cdef object encode_counted_to(self, value, _Counted *packed):
+        """As pack_counted, on the stack; what is returned keeps packed.data alive."""
+        cdef _Buffer large
+        cdef size_t size = se_codec_write(value, packed.plain + COUNTED_HEAD, PLAIN_MAX)
+        if size > 0:
+            packed.plain[0] = 0x92
+            packed.plain[1] = 0xcf
+            se_counted_write(packed.plain, 0)
+            packed.data = packed.plain
+            packed.size = <uint32_t> (COUNTED_HEAD + size)
+            return None
+        large = _Buffer()
+        packed.size = <uint32_t> self.pack_counted(value, large)
+        packed.data = large.data
+        return large
+
+    cdef Py_ssize_t pack_event(self, event_type, payload, _Buffer packed) except -1:
+        """An event without its place in the chain, behind what is in the buffer."""
+        cdef Py_ssize_t type_size
+        cdef const char *text
+        cdef size_t head, size, start = packed.used
+        cdef uint8_t *data
+        text = event_type_text(event_type, &type_size)
+        head = SE_EVENT_CONTENT + (1 if type_size < 32 else 2 if type_size < 256 else 3)
+        packed.reserve(head + type_size + PLAIN_MAX)
+        size = se_codec_write(payload, packed.data + start + head + type_size, PLAIN_MAX)
+        if size == 0:
+            alone = self.encode_any(payload)
+            size = PyBytes_GET_SIZE(alone)
+            packed.reserve(head + type_size + size)
+            memcpy(packed.data + start + head + type_size, PyBytes_AS_STRING(alone), size)
+        data = packed.data + start
+        if type_size < 32:
+            data[SE_EVENT_CONTENT] = <uint8_t> (0xa0 | type_size)
+        elif type_size < 256:
+            data[SE_EVENT_CONTENT] = 0xd9
+            data[SE_EVENT_CONTENT + 1] = <uint8_t> type_size
+        else:
+            data[SE_EVENT_CONTENT] = 0xda
+            data[SE_EVENT_CONTENT + 1] = <uint8_t> (type_size >> 8)
+            data[SE_EVENT_CONTENT + 2] = <uint8_t> (type_size & 255)
+        memcpy(data + head, text, type_size)
+        size += head + type_size
+        if size > ENCODED_MAX:
+            raise errors.ConstraintViolation(
+                "value_too_large",
+                f"The event has {size} bytes encoded; {ENCODED_MAX >> 20} MiB are allowed.")
+        se_event_pack(data, <uint32_t> size)
+        packed.used += size
+        return size
+
+    def encode_event(self, event_type, payload):
+        """What `commit` takes for OP_APPEND."""
+        cdef _Buffer packed = _Buffer()
+        self.pack_event(event_type, payload, packed)
+        return PyBytes_FromStringAndSize(<char *> packed.data, packed.used)
+
+    def append(self, run, events):
+        """Events, pairs of type and payload, behind the run's log in one commit: [(sequence, hash)]."""
+        cdef _Buffer packed = _Buffer()
+        cdef _Buffer sizes = _Buffer()
+        cdef _Buffer made = _Buffer()
+        cdef RunId run_id = as_run(run)
+        cdef uint8_t key[KEY_MAX]
+        cdef uint32_t size, key_size
+        cdef size_t index, count, at = 0
+        cdef uint64_t place = 0, sequence
+        cdef const uint8_t *digest
+        cdef se_status status = SE_OK
+        for event_type, payload in events:
+            size = <uint32_t> self.pack_event(event_type, payload, packed)
+            sizes.add(&size, 4)
+        count = sizes.used // 4
+        if count == 0:
+            return []
+        made.reserve(40 * count)
+        key_size = se_event_head_key(key, run_id.raw)
+        cdef se_session *session = self.start(run_id, 0)
+        for index in range(count): # no Python code runs in here
+            memcpy(&size, sizes.data + 4 * index, 4)
+            status = se_session_add(session, SE_OP_APPEND, key, key_size, packed.data + at, size,
+                                    0, -1)
+            if status != SE_OK:
+                break
+            at += size
+        if status != SE_OK:
+            se_session_abandon(session)
+            self.fail(status)
+        status = self.finish(session)
+        if status != SE_OK:
+            self.fail_commit(session, status, ())
+        for index in range(count): # all of it before objects are made: that can run other code
+            sequence = se_session_next_event(session, &place, &digest)
+            memcpy(made.data + 40 * index, &sequence, 8)
+            memcpy(made.data + 40 * index + 8, digest, 32)
+        cdef list found = []
+        for index in range(count):
+            memcpy(&sequence, made.data + 40 * index, 8)
+            found.append((sequence,
+                          PyBytes_FromStringAndSize(<char *> made.data + 40 * index + 8, 32)))
+        return found
+
+    def erase(self, run):
+        """Takes the keys of a deleted run away, in steps; False if an older snapshot needs them:
+        then the keeper does it later. An interruption leaves the rest to the keeper, too."""
+        cdef RunId run_id = as_run(run)
+        cdef uint8_t raw[16]
+        cdef se_erase_state state = SE_ERASE_MORE
+        cdef se_status status = SE_OK
+        cdef int step
+        memcpy(raw, run_id.raw, 16)
+        self.check_fork()
+        while state == SE_ERASE_MORE:
+            self.check_open()
+            self.busy += 1
+            with nogil:
+                for step in range(64):
+                    status = se_erase_step(&self.store, raw, &state)
+                    if status == SE_BUSY:
+                        continue
+                    if status == SE_NEED_SPACE and se_arena_grow(&self.store, 1048576) == SE_OK:
+                        continue
+                    if status != SE_OK or state != SE_ERASE_MORE:
+                        break
+            self.busy -= 1
+            if status == SE_NEED_SPACE:
+                return False
+            if status != SE_OK and status != SE_BUSY:
+                self.fail(status)
+            PyErr_CheckSignals()
+        return state == SE_ERASE_DONE
 
     def put_many(self, run, int tag, list names not None, list found not None):
         """All in one commit; the keys, each there once, and their values are checked before

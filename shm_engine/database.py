@@ -336,9 +336,9 @@ class Database:
                 raise errors.NotFound(f"The run {run} was never begun; begin_run registers it.")
             if status != keys.RUN_ACTIVE:
                 raise errors.InvalidStatusTransition(
-                    keys.RUN_STATUS_NAMES[status], keys.RUN_STATUS_NAMES[keys.RUN_COMPLETED]
+                    keys.RUN_STATUS_NAMES[status], keys.RUN_STATUS_NAMES[2]
                 )
-            record = keys.pack_run(keys.RUN_COMPLETED, retention)
+            record = keys.pack_run(2, retention)
             if self._store.put_run_record(run, record, found[1]) is not None:
                 return
 

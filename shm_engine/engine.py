@@ -11,13 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from shm_engine._core import VALUES, Store
 from shm_engine._core import RunId as RunId
-from shm_engine._core import Store
 
-__all__ = ["Engine", "Operation", "Pinned", "SharedMemoryEngine"]
+__all__ = ["Engine", "Name", "Operation", "Pinned", "SharedMemoryEngine"]
+
+# A user's name is a str, a primitive's own key bytes: all behind run and tag. With tag 0 the bytes
+# are the whole key, run and tag included.
+Name = str | bytes
 
 # kind, type tag, name, packed value or None, expires_us (0 = never), argument
-Operation = tuple[int, int, str, bytes | None, int, int]
+Operation = tuple[int, int, Name, bytes | None, int, int]
 
 
 class Pinned(Protocol):
@@ -43,46 +47,61 @@ class Engine(Protocol):
     """Reads at snapshots, commits of write sets, history. See `shm_engine._core.Store`."""
 
     def get(
-        self, run: RunId | str, tag: int, name: str, pin: Any = None, default: Any = None
+        self, run: RunId | str, tag: int, name: Name, pin: Any = None, default: Any = None
     ) -> Any: ...
     def get_record(
-        self, run: RunId | str, tag: int, name: str, pin: Any = None
+        self, run: RunId | str, tag: int, name: Name, pin: Any = None
     ) -> tuple[Any, int, int, int] | None: ...
+    def get_counted(
+        self, run: RunId | str, tag: int, name: Name, pin: Any = None
+    ) -> tuple[Any, int, int] | None: ...
     def get_many(
-        self, run: RunId | str, tag: int, names: Iterable[str], pin: Any, default: Any = None
+        self, run: RunId | str, tag: int, names: Iterable[Name], pin: Any, default: Any = None
     ) -> list[Any]: ...
     def scan(
         self,
         run: RunId | str,
         tag: int,
-        prefix: str,
+        prefix: Name,
         pin: Any,
-        after: str | None = None,
+        after: Name | None = None,
         limit: int | None = None,
-        with_values: bool = True,
-    ) -> tuple[list[str], list[Any] | None]: ...
+        form: int = VALUES,
+        stop: bytes | None = None,
+    ) -> tuple[list[Any], list[Any] | None]: ...
     def history(
         self,
         run: RunId | str,
         tag: int,
-        name: str,
+        name: Name,
         limit: int | None = None,
         before: int | None = None,
     ) -> tuple[list[tuple[Any, int, int, bool]], bool]: ...
     def get_at(
-        self, run: RunId | str, tag: int, name: str, version: int
+        self, run: RunId | str, tag: int, name: Name, version: int
     ) -> tuple[Any, int, int, bool] | int: ...
     def open_pin(self) -> Any: ...
     def check_name(self, name: str, prefix: bool = False) -> None: ...
     def encode(self, value: Any) -> bytes: ...
+    def encode_counted(self, value: Any) -> bytes: ...
+    def encode_event(self, event_type: str, payload: Any) -> bytes: ...
     def put(
-        self, run: RunId | str, tag: int, name: str, value: Any, expires_us: int = 0
+        self, run: RunId | str, tag: int, name: Name, value: Any, expires_us: int = 0
     ) -> int: ...
-    def delete(self, run: RunId | str, tag: int, name: str) -> bool: ...
-    def increment(self, run: RunId | str, tag: int, name: str, delta: int) -> int: ...
+    def delete(self, run: RunId | str, tag: int, name: Name) -> bool: ...
+    def increment(self, run: RunId | str, tag: int, name: Name, delta: int) -> int: ...
     def compare_and_set(
-        self, run: RunId | str, tag: int, name: str, expected: int, value: Any
+        self, run: RunId | str, tag: int, name: Name, expected: int, value: Any
     ) -> int | None: ...
+    def bump(
+        self, run: RunId | str, tag: int, name: Name, value: Any, expected: int = -1
+    ) -> int: ...
+    def append(
+        self, run: RunId | str, events: Iterable[tuple[str, Any]]
+    ) -> list[tuple[int, bytes]]: ...
+    def erase(self, run: RunId | str) -> bool: ...
+    def watch(self, run: RunId | str, tag: int, name: Name) -> Any: ...
+    def wait_for(self, watched: Any, seconds: float) -> None: ...
     def put_many(self, run: RunId | str, tag: int, names: list[str], values: list[Any]) -> int: ...
     def delete_many(self, run: RunId | str, tag: int, names: Iterable[str]) -> int: ...
     def commit(

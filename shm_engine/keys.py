@@ -2,7 +2,8 @@
 
 Why:        the index is ordered by bytes: run id (16) | type tag (1) | name | 0. So all that
             belongs to a run lies together, and within it all of one primitive, in the order of
-            the names.
+            the names. A primitive's own keys are bytes: behind the tags of events, traces and
+            runs stands a byte that tells bookkeeping from entries.
 Used by:    every layer; any thread; nothing here holds state
 Invariants: P1 a user's name holds no NUL, so the terminator makes no key a prefix of another
             (tests/unit/test_keys)
@@ -17,9 +18,12 @@ from shm_engine import errors
 from shm_engine.retention import RetentionPolicy
 
 __all__ = [
+    "BOOKKEEPING",
+    "ENTRY",
     "NAME_BYTES_MAX",
     "RUN_ACTIVE",
-    "RUN_COMPLETED",
+    "RUN_DELETED",
+    "RUN_RECORD",
     "RUN_STATUS_NAMES",
     "RUN_UNREGISTERED",
     "TAG_EVENT",
@@ -43,10 +47,22 @@ TAG_RUN: Final = 0x05
 TAG_JSON: Final = 0x06
 TAG_VECTOR: Final = 0x10
 
+BOOKKEEPING: Final = b"\x01"  # heads, counters, entries of indexes: their history is not kept
+ENTRY: Final = b"\x02"  # what is written once
+RUN_RECORD: Final = b"\x00"  # behind TAG_RUN, the run's own record
+
 RUN_UNREGISTERED: Final = 0
 RUN_ACTIVE: Final = 1
-RUN_COMPLETED: Final = 2
-RUN_STATUS_NAMES: Final = {RUN_ACTIVE: "Active", RUN_COMPLETED: "Completed"}
+RUN_DELETED: Final = 7
+RUN_STATUS_NAMES: Final = {
+    RUN_ACTIVE: "Active",
+    2: "Completed",
+    3: "Failed",
+    4: "Cancelled",
+    5: "Paused",
+    6: "Archived",
+    RUN_DELETED: "Deleted",
+}
 
 _RECORD: Final = struct.Struct("<BB6xQ")
 _RETENTION_KINDS: Final = {"KeepAll": 1, "KeepLast": 2, "KeepFor": 3}

@@ -21,6 +21,7 @@
 
 #include "arena.h"
 #include "checkpoint_read.h"
+#include "erase.h"
 #include "node.h"
 #include "record.h"
 #include "undo.h"
@@ -60,10 +61,12 @@ typedef struct {
     bool cut;
     bool more;
     bool is_run;
+    bool is_erasure;
     run_state run;
     uint64_t live_keys;
     uint64_t ttl_keys;
     uint64_t garbage_size;
+    uint64_t erasing_runs;
 } loader;
 
 /* Backs more of the arena after SE_NEED_SPACE: a large step, or what is left of the map. */
@@ -196,6 +199,7 @@ static se_status take_key(void *context, const se_checkpoint_key *entry, const u
         end_run(l);
         memcpy(l->run.id, key, SE_RUN_ID_SIZE);
     }
+    l->is_erasure = se_is_erase_key(key, entry->key_size);
     l->is_run = entry->key_size == SE_RUN_ID_SIZE + 2 && key[SE_RUN_ID_SIZE] == SE_TAG_RUN;
     return SE_OK;
 }
@@ -203,6 +207,7 @@ static se_status take_key(void *context, const se_checkpoint_key *entry, const u
 static void count_head(loader *l, const se_checkpoint_record *record, const uint8_t *value) {
     bool live = (record->flags & SE_RECORD_TOMBSTONE) == 0;
     l->live_keys += live;
+    l->erasing_runs += live && l->is_erasure;
     l->ttl_keys += record->expires_us != 0;
     if (SE_UNLIKELY(l->is_run && live && record->value_size >= sizeof(se_run_record))) {
         se_run_record run;
@@ -255,6 +260,7 @@ static se_status publish(loader *l, const se_checkpoint *report) {
     se_undo_store(l->store, &seq->live_keys, l->live_keys);
     se_undo_store(l->store, &seq->ttl_keys, l->ttl_keys);
     se_undo_store(l->store, &seq->garbage_size, l->garbage_size);
+    se_undo_store(l->store, &seq->erasing_runs, l->erasing_runs);
     se_undo_store(l->store, &seq->removed_horizon, report->removed_horizon);
     se_undo_store(l->store, &seq->last_timestamp, report->timestamp_us);
     se_undo_end(l->store);

@@ -2,7 +2,10 @@
 #include "commit.h"
 
 #include "arena.h"
+#include "bell.h"
 #include "client.h"
+#include "erase.h"
+#include "event.h"
 #include "futex.h"
 #include "index.h"
 #include "join.h"
@@ -19,12 +22,24 @@
 #define JOIN_NS 5000000u
 #define LOCK_BOUND_NS (UINT64_C(1000) * 1000000u)
 
+/* The log that a write set appends to: read at its first APPEND, written behind its last. */
+typedef struct {
+    bool open;
+    se_leaf *leaf;
+    se_record *record;
+    se_event_head head;
+    uint8_t key[SE_EVENT_HEAD_KEY_SIZE];
+} event_log;
+
 typedef struct {
     se_store *store;
     se_slot *slot;
     uint8_t *area;
     uint64_t size;
     uint64_t op_count;
+    uint64_t append_count;
+    event_log log;
+    uint64_t bells;
     uint64_t snapshot;
     uint64_t now_us;
     uint64_t version;
@@ -168,6 +183,8 @@ typedef struct {
     uint64_t expires_us;
     const uint8_t *value;
     uint32_t value_size;
+    uint64_t counter;    /* of BUMP, filled into the value; 0: it has none */
+    se_event_head *head; /* of an event, which is put behind it; NULL: it is none */
 } version_of;
 
 static se_status link_new_key(commit *c, const version_of *new, uint64_t record) {
@@ -189,12 +206,16 @@ static se_status link_new_key(commit *c, const version_of *new, uint64_t record)
     return SE_OK;
 }
 
-/* History that retention lets go, in runs that chose one. */
-static se_status trim_on_write(commit *c, const uint8_t *key, se_leaf *leaf,
+/* History that retention lets go: of bookkeeping, and in runs that chose one. */
+static se_status trim_on_write(commit *c, const version_of *new, se_leaf *leaf,
                                const se_record *old) {
     se_sequencer *seq = c->store->seq;
-    if (!c->run || memcmp(key, c->run, SE_RUN_ID_SIZE) != 0 ||
-        c->retention.kind < SE_RETAIN_LAST)
+    se_retention retention = {SE_RETAIN_DEFAULT, 0};
+    if (se_is_bookkeeping(new->key, new->key_size))
+        retention = (se_retention){SE_RETAIN_LAST, 1};
+    else if (c->run && memcmp(new->key, c->run, SE_RUN_ID_SIZE) == 0)
+        retention = c->retention;
+    if (retention.kind < SE_RETAIN_LAST)
         return SE_OK;
     uint64_t before = se_load_relaxed(&seq->trimmed_versions);
     bool measured = (c->store->commit_serial & 63) == 0;
@@ -202,12 +223,11 @@ static se_status trim_on_write(commit *c, const uint8_t *key, se_leaf *leaf,
         se_horizon_update(c->store);
     /* Before the horizon has passed the old head there is nothing to cut near it. */
     bool near = measured || old->version <= se_load_relaxed(&seq->trim_effective);
-    if (near && c->retention.kind == SE_RETAIN_LAST &&
-        c->retention.argument <= TRIM_ON_WRITE_MAX) {
+    if (near && retention.kind == SE_RETAIN_LAST && retention.argument <= TRIM_ON_WRITE_MAX) {
         bool alone;
         uint64_t walk = TRIM_WALK_MAX;
         se_trim_place place = {0, 0};
-        SE_TRY(se_record_trim(c->store, leaf, &c->retention, c->timestamp_us, 0, &walk, &place,
+        SE_TRY(se_record_trim(c->store, leaf, &retention, c->timestamp_us, 0, &walk, &place,
                               &alone));
     }
     if (se_load_relaxed(&seq->trimmed_versions) == before)
@@ -216,12 +236,21 @@ static se_status trim_on_write(commit *c, const uint8_t *key, se_leaf *leaf,
     return SE_OK;
 }
 
-static void log_version(const commit *c, const version_of *new) {
+static void log_version(const commit *c, const version_of *new, const uint8_t *value) {
     uint32_t kind = new->flags & SE_RECORD_TOMBSTONE ? SE_FRAME_DELETE
                     : new->expires_us                ? SE_FRAME_PUT_EXPIRES
                                                      : SE_FRAME_PUT;
-    se_ring_add(c->store, kind, new->key, new->key_size, new->value, new->value_size,
+    se_ring_add(c->store, kind, new->key, new->key_size, value, new->value_size,
                 new->expires_us);
+}
+
+/* What only the commit knows, into the copy that no reader can reach yet: the request stays as it is,
+ * for it may be served again. */
+static void fill_in(const commit *c, const version_of *new, se_record *record) {
+    if (new->head)
+        se_event_chain(record->value, new->value_size, c->timestamp_us, new->head);
+    if (new->counter)
+        se_counted_write(record->value, new->counter);
 }
 
 static se_status write_record(commit *c, const version_of *new, se_leaf *leaf, se_record *head) {
@@ -230,13 +259,22 @@ static se_status write_record(commit *c, const version_of *new, se_leaf *leaf, s
     uint64_t prev = leaf ? se_load_relaxed(&leaf->head) : 0;
     SE_TRY(se_record_make(store, prev, c->version, c->timestamp_us, new->expires_us, new->flags,
                           new->value, new->value_size, &offset));
+    se_record *record = se_record_at(store, offset);
+    if (SE_UNLIKELY(!record))
+        return SE_CORRUPT;
+    fill_in(c, new, record);
     c->changed = true;
-    log_version(c, new);
+    c->bells |= se_bell_of(new->key, new->key_size);
+    log_version(c, new, record->value);
     count_heads(c, head, new->flags, new->expires_us);
+    if (SE_UNLIKELY(se_is_erase_key(new->key, new->key_size)))
+        count_change(c, &store->seq->erasing_runs,
+                     head && (head->flags & SE_RECORD_TOMBSTONE) == 0,
+                     (new->flags & SE_RECORD_TOMBSTONE) == 0);
     if (!leaf)
         return link_new_key(c, new, offset);
     se_undo_store(store, &leaf->head, offset);
-    return trim_on_write(c, new->key, leaf, head);
+    return trim_on_write(c, new, leaf, head);
 }
 
 static se_status apply_delete(commit *c, se_op *op, se_leaf *leaf, se_record *head) {
@@ -244,10 +282,91 @@ static se_status apply_delete(commit *c, se_op *op, se_leaf *leaf, se_record *he
     bool expired = head && !live && (head->flags & SE_RECORD_TOMBSTONE) == 0;
     op->result = live;
     if (op->argument ? (live || expired) && head->version == (uint64_t)op->argument : live) {
-        version_of new = {op_key(op), op->key_size, SE_RECORD_TOMBSTONE, 0, NULL, 0};
+        version_of new = {.key = op_key(op), .key_size = op->key_size,
+                          .flags = SE_RECORD_TOMBSTONE};
         return write_record(c, &new, leaf, head);
     }
     return SE_OK;
+}
+
+static version_of version_of_op(const se_op *op) {
+    return (version_of){.key = op_key(op), .key_size = op->key_size, .expires_us = op->expires_us,
+                        .value = op_value(op), .value_size = op->value_size};
+}
+
+static se_status apply_bump(commit *c, se_op *op, se_leaf *leaf, se_record *head) {
+    uint64_t counter = 0;
+    if (!se_counted_check(op_value(op), op->value_size))
+        return SE_INVALID;
+    if (is_live(c, head)) {
+        if (!se_counted_check(head->value, head->value_size))
+            return SE_WRONG_TYPE;
+        counter = se_counted_read(head->value);
+    }
+    c->detail = counter;
+    if (op->argument >= 0 && counter != (uint64_t)op->argument)
+        return SE_MISMATCH;
+    version_of new = version_of_op(op);
+    new.counter = counter + 1;
+    op->result = (int64_t)new.counter;
+    return write_record(c, &new, leaf, head);
+}
+
+static se_status open_log(commit *c, const se_op *op, se_leaf *leaf, se_record *head) {
+    event_log *log = &c->log;
+    uint8_t key[SE_EVENT_HEAD_KEY_SIZE];
+    if (op->key_size != se_event_head_key(key, op_key(op)) ||
+        memcmp(op_key(op), key, sizeof key) != 0)
+        return SE_INVALID;
+    if (log->open)
+        return memcmp(log->key, key, sizeof key) == 0 ? SE_OK : SE_INVALID;
+    memset(&log->head, 0, sizeof log->head);
+    if (is_live(c, head) && !se_event_read_head(head->value, head->value_size, &log->head))
+        return SE_CORRUPT;
+    memcpy(log->key, key, sizeof key);
+    log->leaf = leaf;
+    log->record = head;
+    log->open = true;
+    return SE_OK;
+}
+
+/* The event behind the newest one, and its entry under its type; the head follows in close_log. */
+static se_status apply_append(commit *c, se_op *op, se_leaf *leaf, se_record *head) {
+    static const uint8_t nil[1] = {0xc0};
+    uint8_t key[SE_EVENT_TYPE_KEY_MAX];
+    const uint8_t *type;
+    uint32_t type_size;
+    SE_TRY(open_log(c, op, leaf, head));
+    se_event_head *at = &c->log.head;
+    uint64_t sequence = at->next;
+    c->detail = sequence;
+    if (!se_event_check(op_value(op), op->value_size, &type, &type_size))
+        return SE_INVALID;
+    if (op->argument >= 0 && sequence != (uint64_t)op->argument)
+        return SE_CONFLICT;
+    version_of event = {.key = key, .key_size = se_event_key(key, c->log.key, sequence),
+                        .value = op_value(op), .value_size = op->value_size, .head = at};
+    SE_TRY(write_record(c, &event, NULL, NULL));
+    version_of entry = {
+        .key = key,
+        .key_size = se_event_type_key(key, c->log.key, type, type_size, sequence),
+        .value = nil,
+        .value_size = sizeof nil};
+    SE_TRY(write_record(c, &entry, NULL, NULL));
+    /* The client may ask what the hash is; of the request, nothing that is needed again is lost. */
+    se_copy_private((uint8_t *)op_value(op) + SE_EVENT_PREVIOUS, at->hash, SE_SHA256_SIZE);
+    op->result = (int64_t)sequence;
+    return SE_OK;
+}
+
+static se_status close_log(commit *c) {
+    uint8_t value[SE_EVENT_HEAD_SIZE];
+    if (SE_LIKELY(!c->log.open))
+        return SE_OK;
+    se_event_write_head(value, &c->log.head);
+    version_of new = {.key = c->log.key, .key_size = sizeof c->log.key, .value = value,
+                      .value_size = sizeof value};
+    return write_record(c, &new, c->log.leaf, c->log.record);
 }
 
 static se_status apply_increment(commit *c, se_op *op, se_leaf *leaf, se_record *head) {
@@ -265,7 +384,8 @@ static se_status apply_increment(commit *c, se_op *op, se_leaf *leaf, se_record 
         return SE_OVERFLOW;
     uint8_t encoded[9];
     uint32_t size = (uint32_t)se_msgpack_write_int(encoded, op->result);
-    version_of new = {op_key(op), op->key_size, 0, expires_us, encoded, size};
+    version_of new = {.key = op_key(op), .key_size = op->key_size, .expires_us = expires_us,
+                      .value = encoded, .value_size = size};
     return write_record(c, &new, leaf, head);
 }
 
@@ -280,14 +400,17 @@ static se_status apply_op(commit *c, se_op *op) {
     SE_TRY(head_of(c, leaf, &head));
     switch (op->kind) {
     case SE_OP_PUT: {
-        version_of new = {op_key(op), op->key_size, 0, op->expires_us, op_value(op),
-                          op->value_size};
+        version_of new = version_of_op(op);
         return write_record(c, &new, leaf, head);
     }
     case SE_OP_DELETE:
         return apply_delete(c, op, leaf, head);
     case SE_OP_INCREMENT:
         return apply_increment(c, op, leaf, head);
+    case SE_OP_APPEND:
+        return apply_append(c, op, leaf, head);
+    case SE_OP_BUMP:
+        return apply_bump(c, op, leaf, head);
     default:
         return SE_INVALID;
     }
@@ -349,9 +472,17 @@ static bool is_remedy(const se_op *op) {
 
 /* Deletes and remedies may use the reserve. */
 static se_status survey_one(commit *c, se_op *op) {
-    if (op->kind == SE_OP_INCREMENT || (op->kind == SE_OP_PUT && !is_remedy(op)))
+    bool takes = op->kind == SE_OP_INCREMENT || op->kind == SE_OP_APPEND ||
+                 op->kind == SE_OP_BUMP || (op->kind == SE_OP_PUT && !is_remedy(op));
+    if (takes)
         c->store->deleting = false;
+    c->append_count += op->kind == SE_OP_APPEND;
     return SE_OK;
+}
+
+/* How many keys it may write at most. */
+static uint64_t key_count(const commit *c) {
+    return c->op_count + 2 * c->append_count + (c->append_count > 0);
 }
 
 static se_status prepare(commit *c) {
@@ -361,8 +492,10 @@ static se_status prepare(commit *c) {
     SE_TRY(open_run(c));
     store->deleting = true;
     SE_TRY(each_op(c, survey_one));
+    if (se_frame_bound(c->size, c->append_count) > SE_FRAME_MAX)
+        return SE_INVALID;
     SE_TRY(each_op(c, check_one));
-    SE_TRY(se_undo_reserve(store, c->op_count * 12 + 64, c->op_count * 4 + 32));
+    SE_TRY(se_undo_reserve(store, key_count(c) * 12 + 64, key_count(c) * 4 + 32));
     return SE_OK;
 }
 
@@ -396,6 +529,7 @@ static void publish(commit *c) {
     se_store_relaxed(&store->seq->last_timestamp, c->timestamp_us);
     se_store_release(&store->seq->commit_version, c->version); /* the commit point */
     se_undo_end(store);
+    se_bell_note(store, c->bells);
     count_one(&store->seq->commits);
 }
 
@@ -403,10 +537,14 @@ static void publish(commit *c) {
 static se_status attempt(commit *c) {
     c->changed = false;
     c->inserted = false;
-    SE_TRY(se_retire_reserve(c->store, c->op_count * 4 + 16));
-    SE_TRY(se_ring_begin(c->store, sizeof(se_frame) + c->size + 8));
+    c->log.open = false;
+    c->bells = 0;
+    SE_TRY(se_retire_reserve(c->store, key_count(c) * 4 + 16));
+    SE_TRY(se_ring_begin(c->store, se_frame_bound(c->size, c->append_count)));
     se_undo_begin(c->store, c->version);
     se_status status = each_op(c, apply_op);
+    if (status == SE_OK)
+        status = close_log(c);
     if (status == SE_OK && c->changed) {
         publish(c);
         return SE_OK;
@@ -499,12 +637,12 @@ static se_status replay_item(commit *c, const se_frame_item *item) {
     SE_TRY(se_index_find(c->store, item->key, item->key_size, &offset));
     se_leaf *leaf = offset ? se_leaf_at(c->store, offset) : NULL;
     SE_TRY(head_of(c, leaf, &head));
-    version_of new = {item->key,
-                      item->key_size,
-                      item->kind == SE_FRAME_DELETE ? SE_RECORD_TOMBSTONE : 0,
-                      item->expires_us,
-                      item->value,
-                      item->value_size};
+    version_of new = {.key = item->key,
+                      .key_size = item->key_size,
+                      .flags = item->kind == SE_FRAME_DELETE ? SE_RECORD_TOMBSTONE : 0,
+                      .expires_us = item->expires_us,
+                      .value = item->value,
+                      .value_size = item->value_size};
     return write_record(c, &new, leaf, head);
 }
 
@@ -564,9 +702,26 @@ static se_status replay_find_memory(se_store *store, uint64_t need, uint64_t op_
     return se_arena_used(store) < before ? SE_OK : SE_FULL;
 }
 
+/* A run that was erased in front of this frame: its keys went without a word in the log. */
+static se_status replay_erasures(se_store *store, const se_frame *frame) {
+    uint64_t at = sizeof(se_frame);
+    se_frame_item item;
+    while (se_frame_next(frame, &at, &item))
+        if (item.kind == SE_FRAME_DELETE && se_is_erase_key(item.key, item.key_size))
+            SE_TRY(se_erase_replayed(store, item.key + SE_RUN_ID_SIZE + 3));
+    return SE_OK;
+}
+
 se_status se_commit_replay(se_store *store, const se_frame *frame) {
     uint64_t version = se_load_relaxed(&frame->version);
     store->replaying = true;
+    if (SE_UNLIKELY(se_load_relaxed(&store->seq->erasing_runs) != 0)) {
+        se_status erased = replay_erasures(store, frame);
+        if (erased != SE_OK) {
+            store->replaying = false;
+            return erased;
+        }
+    }
     commit c = {.store = store, .version = version, .timestamp_us = frame->timestamp_us,
                 .now_us = frame->timestamp_us, .op_count = count_items(frame)};
     se_status status = SE_NEED_SPACE;

@@ -13,6 +13,7 @@
 
 #include <stdbool.h>
 
+#include "event.h"
 #include "layout.h"
 #include "status.h"
 
@@ -39,6 +40,12 @@ typedef struct {
     uint32_t value_size;
 } se_frame_op;
 _Static_assert(sizeof(se_frame_op) == 8, "frame operation");
+
+/* The most bytes of a frame for a write set of so many bytes with so many events in it. */
+static inline uint64_t se_frame_bound(uint64_t size, uint64_t append_count) {
+    return sizeof(se_frame) + size + 8 + append_count * SE_EVENT_FRAME_MORE +
+           (append_count ? SE_EVENT_FRAME_MORE : 0);
+}
 
 /* One operation as it is read back; pointers into the frame. */
 typedef struct {

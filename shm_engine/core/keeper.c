@@ -5,6 +5,7 @@
 
 #include "arena.h"
 #include "client.h"
+#include "erase.h"
 #include "futex.h"
 #include "join.h"
 #include "sequencer.h"
@@ -18,6 +19,7 @@
 #define TTL_NS (UINT64_C(2000) * 1000000u)
 #define STANDBY_NS (UINT64_C(250) * 1000000u)
 #define JOIN_STEPS 8
+#define ERASE_STEPS 128
 #define TICK_NS (UINT64_C(20) * 1000000u)
 
 struct se_keeper_thread {
@@ -86,6 +88,10 @@ se_status se_keeper_tick(se_keeper *keeper, se_store *store) {
     }
     if (status == SE_OK)
         status = go_on_joining(store);
+    if (status == SE_OK) {
+        se_status erased = se_erase_queued(store, ERASE_STEPS);
+        status = erased == SE_CORRUPT ? erased : SE_OK;
+    }
     if (se_load_relaxed(&store->seq->ring_head) != se_load_relaxed(&store->seq->ring_tail) &&
         se_sequencer_try(store) == SE_OK) {
         se_status freed = se_retire_free(store, 256);

@@ -17,7 +17,8 @@
 #include "atomics.h"
 
 #define SE_MAGIC UINT64_C(0x31454e49474e4553) /* "SENGINE1" */
-#define SE_FORMAT_VERSION 1u
+#define SE_FORMAT_VERSION 2u /* of the segments */
+#define SE_FILE_VERSION 1u   /* of log files and checkpoints */
 #define SE_BYTE_ORDER 0x01020304u
 #define SE_PAGE 4096u
 #define SE_LINE 64
@@ -26,6 +27,7 @@
 #define SE_CLASS_COUNT 128u
 #define SE_JOIN_WINDOWS 128u
 #define SE_CLIENTS_MAX 4096u
+#define SE_BELL_COUNT 64u
 #define SE_OPS_MAX (1u << 20)
 #define SE_REQUEST_MAX (UINT64_C(64) << 20)
 #define SE_REQUEST_FIRST (4u * SE_PAGE) /* backed before a session writes */
@@ -98,6 +100,8 @@ typedef struct {
     se_word run_epoch;                      /* changes when a run's leaf comes or goes */
     se_word safe_epoch;                     /* blocks retired up to here may be freed */
     se_word sweep_serial;                   /* steps of sweeps that changed anything */
+    se_word erasing_runs;                   /* runs that were deleted and still have keys */
+    se_word watched; /* bit per bell: any client sets, whoever has committed clears and rings */
 
     /* What every commit changes, on one line: it moves from core to core with the mutex. */
     _Alignas(SE_LINE) se_word arena_bump;
@@ -179,6 +183,8 @@ typedef struct {
     se_word join_next;                   /* where the next stretch ends, 0: at the arena's end */
     se_word join_count;                  /* stretches that were done */
     _Alignas(SE_LINE) se_word join_head[SE_JOIN_WINDOWS];
+
+    _Alignas(SE_LINE) se_word32 bells[SE_BELL_COUNT]; /* futex words of those who watch keys */
 } se_sequencer;
 _Static_assert(offsetof(se_sequencer, commit_version) == 64, "sequencer.commit_version");
 _Static_assert(offsetof(se_sequencer, trim_horizon) == 128, "sequencer.trim_horizon");
@@ -275,7 +281,9 @@ enum {
     SE_OP_CHECK = 3,  /* the key has not changed since request_snapshot */
     SE_OP_EXPECT = 4, /* argument: the current version must be this; 0 = absent */
     SE_OP_INCREMENT = 5,
-    SE_OP_CHECK_RANGE = 6 /* nothing with this prefix has changed since request_snapshot */
+    SE_OP_CHECK_RANGE = 6, /* nothing with this prefix has changed since request_snapshot */
+    SE_OP_APPEND = 7,      /* an event; argument: -1, or the sequence that it must get */
+    SE_OP_BUMP = 8         /* a counted value; argument: -1, or the counter to find, 0 = absent */
 };
 
 /* One operation of a write set; key and value follow, the whole padded to 8 bytes. */
@@ -287,14 +295,15 @@ typedef struct {
     uint64_t leaf; /* where the client found the key, 0 = nowhere; a hint, checked */
     uint64_t expires_us;
     int64_t argument;
-    int64_t result; /* written by the holder: see request.h */
+    int64_t result; /* written by the holder: FORMAT.md, "Request" */
 } se_op;
 _Static_assert(sizeof(se_op) == 40, "op");
 
 /* What a database survives (se_header.durability_kind). */
 enum { SE_IN_MEMORY = 0, SE_NO_DURABILITY = 1, SE_BUFFERED = 2, SE_STRICT = 3 };
 
-enum { SE_RUN_UNREGISTERED = 0, SE_RUN_ACTIVE = 1 }; /* others: see keys.py; none accepts writes */
+/* Others: see runs.py; none of them accepts writes. */
+enum { SE_RUN_UNREGISTERED = 0, SE_RUN_ACTIVE = 1, SE_RUN_DELETED = 7 };
 enum { SE_RETAIN_DEFAULT = 0, SE_RETAIN_ALL = 1, SE_RETAIN_LAST = 2, SE_RETAIN_FOR = 3 };
 
 /* The value of a run's own record, under run id | SE_TAG_RUN | 0. */
@@ -306,6 +315,12 @@ typedef struct {
 } se_run_record;
 _Static_assert(sizeof(se_run_record) == 16, "run record");
 #define SE_RUN_ID_SIZE 16u
+#define SE_TAG_EVENT 0x02u
+#define SE_TAG_TRACE 0x04u
 #define SE_TAG_RUN 0x05u
+
+/* Behind the tags of events, traces and runs: whose history nobody reads, and what is written once. */
+#define SE_SPACE_BOOKKEEPING 0x01u
+#define SE_SPACE_ENTRY 0x02u
 
 #endif

@@ -51,6 +51,34 @@ static inline uint64_t se_leaf_size(uint32_t key_size) {
     return SE_LEAF_KEY_OFFSET + (uint64_t)key_size;
 }
 
+/* Keys whose history nobody reads: heads, counters, entries of an index. */
+static inline bool se_is_bookkeeping(const uint8_t *key, uint32_t key_size) {
+    uint8_t tag = key[SE_RUN_ID_SIZE];
+    return key_size > SE_RUN_ID_SIZE + 2 && key[SE_RUN_ID_SIZE + 1] == SE_SPACE_BOOKKEEPING &&
+           (tag == SE_TAG_EVENT || tag == SE_TAG_TRACE || tag == SE_TAG_RUN);
+}
+
+/* The status in a run's own record; a tombstone has none. */
+static inline uint8_t se_record_run_status(const se_record *record) {
+    return record->value_size < sizeof(se_run_record) ? SE_RUN_UNREGISTERED : record->value[0];
+}
+
+/* A counted value: 92 | cf counter, big-endian | value, which is a MessagePack list of two. */
+static inline bool se_counted_check(const uint8_t *value, uint32_t size) {
+    return size > 10 && value[0] == 0x92 && value[1] == 0xcf;
+}
+
+static inline uint64_t se_counted_read(const uint8_t *value) {
+    uint64_t counter;
+    memcpy(&counter, value + 2, 8);
+    return __builtin_bswap64(counter);
+}
+
+static inline void se_counted_write(uint8_t *value, uint64_t counter) {
+    counter = __builtin_bswap64(counter);
+    memcpy(value + 2, &counter, 8);
+}
+
 /* Deleted, or run out at now_us. */
 static inline bool se_record_dead(const se_record *record, uint64_t now_us) {
     return (record->flags & SE_RECORD_TOMBSTONE) != 0 ||

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "arena.h"
+#include "bell.h"
 #include "client.h"
 #include "commit.h"
 #include "futex.h"
@@ -55,6 +56,7 @@ static se_status recover(se_store *store) {
     mend_requests(store);
     se_word *counter = &store->seq->recoveries;
     se_store_relaxed(counter, se_load_relaxed(counter) + 1);
+    store->changed_bells = UINT64_MAX; /* the dead holder may have rung none of its own */
     return SE_OK;
 }
 
@@ -149,8 +151,11 @@ static void wake_one_pending(se_store *store) {
 
 void se_sequencer_finish(se_store *store) {
     for (int round = 0;; round++) {
+        uint64_t bells = store->changed_bells;
+        store->changed_bells = 0;
         se_sequencer_release(store);
         se_fence_full();
+        se_bell_ring(store, bells);
         se_log_notice(store);
         if (SE_LIKELY(!se_sequencer_has_pending(store)))
             return;

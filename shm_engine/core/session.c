@@ -75,6 +75,7 @@ se_status se_session_begin(se_session *session, const uint8_t *run, uint64_t now
     SE_ASSERT(!session->waiting);
     session->used = 0;
     session->op_count = 0;
+    session->append_count = 0;
     session->short_since_ns = 0;
     session->repairs = 0;
     session->joins = 0;
@@ -123,9 +124,12 @@ se_status se_session_add(se_session *session, uint32_t kind, const uint8_t *key,
                          uint64_t expires_us, int64_t argument) {
     se_store *store = session->store;
     uint64_t size = (sizeof(se_op) + key_size + (uint64_t)value_size + 7) & ~UINT64_C(7);
-    if (session->op_count >= SE_OPS_MAX)
+    uint64_t append_count = session->append_count + (kind == SE_OP_APPEND);
+    if (session->op_count >= SE_OPS_MAX ||
+        se_frame_bound(session->used + size, append_count) > SE_FRAME_MAX)
         return SE_TOO_LARGE;
     SE_TRY(area_reserve(session, session->used + size));
+    session->append_count = append_count;
     se_op *op = (se_op *)(se_request_area(store, session->slot) + session->used);
     op->kind = (uint8_t)kind;
     op->flags = 0;
@@ -342,10 +346,11 @@ static void forget_hints(se_session *session) {
 
 static se_status find_memory(se_session *session) {
     se_store *store = session->store;
-    uint64_t need = session->used * 2 + session->op_count * 256 + (UINT64_C(64) << 10);
+    uint64_t keys = session->op_count + 2 * session->append_count;
+    uint64_t need = session->used * 2 + keys * 256 + (UINT64_C(64) << 10);
     if (se_arena_grow(store, (need + SE_PAGE - 1) & ~(uint64_t)(SE_PAGE - 1)) == SE_OK)
         return SE_OK;
-    se_status status = make_room(session, session->used + session->op_count * 64);
+    se_status status = make_room(session, session->used + keys * 64);
     forget_hints(session);
     return status;
 }
@@ -353,8 +358,8 @@ static se_status find_memory(se_session *session) {
 /* The pin would hold back memory for as long as the disk takes. */
 static se_status find_log_room(se_session *session) {
     se_session_unpin(session);
-    se_status status = se_ring_make_room(session->store, sizeof(se_frame) + session->used + 8,
-                                         LOG_WAIT_NS);
+    se_status status = se_ring_make_room(
+        session->store, se_frame_bound(session->used, session->append_count), LOG_WAIT_NS);
     (void)se_session_pin(session);
     forget_hints(session);
     return status;
@@ -413,6 +418,15 @@ uint64_t se_session_reply_op(const se_session *session) {
 
 int64_t se_session_first_result(const se_session *session) {
     return ((const se_op *)se_request_area(session->store, session->slot))->result;
+}
+
+uint64_t se_session_next_event(const se_session *session, uint64_t *at, const uint8_t **hash) {
+    const uint8_t *area = se_request_area(session->store, session->slot);
+    const se_op *op = (const se_op *)(area + *at);
+    SE_ASSERT(op->kind == SE_OP_APPEND && *at < session->used);
+    *hash = (const uint8_t *)(op + 1) + op->key_size + SE_EVENT_PREVIOUS;
+    *at += (sizeof(se_op) + op->key_size + (uint64_t)op->value_size + 7) & ~UINT64_C(7);
+    return (uint64_t)op->result;
 }
 
 uint64_t se_session_count_results(const se_session *session, uint32_t kind) {

@@ -21,6 +21,7 @@ typedef struct {
     uint64_t area_backed; /* bytes of the request area backed by memory */
     uint64_t used;
     uint64_t op_count;
+    uint64_t append_count;
     bool waiting; /* submitted, not replied */
     uint64_t short_since_ns; /* since when this write set has found no memory, 0: it has not */
     uint32_t repairs;        /* how often it was submitted again after room was made */
@@ -64,6 +65,8 @@ uint64_t se_session_reply_detail(const se_session *session);
 uint64_t se_session_reply_op(const se_session *session);
 /* What the first operation gave back; how many of a kind gave something. */
 int64_t se_session_first_result(const se_session *session);
+/* What the APPEND at *at (first: 0) gave: the event's sequence and its hash; moves *at past it. */
+uint64_t se_session_next_event(const se_session *session, uint64_t *at, const uint8_t **hash);
 uint64_t se_session_count_results(const se_session *session, uint32_t kind);
 
 #endif

@@ -33,6 +33,7 @@ typedef struct se_store {
     uint64_t undo_count;    /* the holder's private copies of the shared counts */
     uint64_t taken_count;
     uint64_t commit_serial; /* commits drained here, paces the upkeep */
+    uint64_t changed_bells; /* the holder's: bells of keys that changed, not rung yet */
     uint64_t short_of;      /* the block size that the last SE_NEED_SPACE was about */
     bool deleting;          /* the request being served may use the reserve */
     bool replaying;         /* the log is being replayed: no reader, no versions of its own */

@@ -2,6 +2,7 @@
 #include "sweep.h"
 
 #include "client.h"
+#include "erase.h"
 #include "futex.h"
 #include "index.h"
 #include "retire.h"
@@ -14,6 +15,7 @@
 #define LOST_PLACES_MAX 8u
 #define UNDO_PER_KEY 24u
 #define RETIRE_PER_KEY 8u
+#define ERASE_STEPS 4096u
 #define LOCK_BOUND_NS (UINT64_C(200) * 1000000u)
 
 typedef struct {
@@ -105,6 +107,9 @@ static se_status visit(se_store *store, se_sweep *sweep, se_leaf *leaf, run_poli
     if (SE_UNLIKELY(leaf->key_size <= SE_RUN_ID_SIZE))
         return SE_CORRUPT;
     SE_TRY(policy_of(store, leaf->key, policy));
+    run_policy bookkeeping = {.retention = {SE_RETAIN_LAST, 1}};
+    if (se_is_bookkeeping(leaf->key, leaf->key_size))
+        policy = &bookkeeping;
     if (!sweep->trim_only)
         SE_TRY(bury_expired(store, leaf, sweep, now_us));
     SE_TRY(trim(store, sweep, leaf, policy, now_us, walk, &alone));
@@ -293,6 +298,7 @@ static se_status reap_first(se_store *store) {
 
 se_status se_sweep_for_room(se_store *store, uint64_t need) {
     SE_TRY(reap_first(store));
+    SE_TRY(se_erase_queued(store, ERASE_STEPS));
     uint64_t first = se_arena_used(store);
     uint64_t newest = se_load_acquire(&store->seq->commit_version);
     uint64_t now_us = se_clock_real_us();

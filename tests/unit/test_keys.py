@@ -287,7 +287,7 @@ def test_neither_a_runs_record_nor_its_retention_is_seen_among_its_keys(fresh: K
     assert fresh.database.transaction(run, lambda txn: txn.kv_list()) == []
 
 
-@pytest.mark.parametrize("status", [keys.RUN_UNREGISTERED, keys.RUN_ACTIVE, keys.RUN_COMPLETED])
+@pytest.mark.parametrize("status", [keys.RUN_UNREGISTERED, keys.RUN_ACTIVE, 2])
 @pytest.mark.parametrize(
     "policy",
     [
