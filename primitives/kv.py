@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from shm_engine import errors, keys, values
 from shm_engine._core import RunId, plain_pairs
+from shm_engine.primitives.arguments import as_count, as_list, engine_of
 from shm_engine.versions import U64_MAX, Version, Versioned
 
 if TYPE_CHECKING:
     from shm_engine.database import Database
-    from shm_engine.engine import Engine
     from shm_engine.transaction import Transaction
 
 __all__ = ["KVStore"]
@@ -55,9 +55,7 @@ class KVStore:
     __slots__ = ("_engine", "_get", "_put", "database")
 
     def __init__(self, database: Database) -> None:
-        engine: Engine | None = getattr(database, "engine", None)
-        if engine is None:
-            raise errors.WrongType("Database", values.class_name(database))
+        engine = engine_of(database)
         self.database = database
         self._engine = engine
         self._get = engine.get
@@ -139,11 +137,11 @@ class KVStore:
 
     def get_many(self, run: RunId | str, names: Iterable[str]) -> list[Any]:
         """The values of the keys in their order, None where missing, all from one snapshot."""
-        return self._many(run, _as_list(names), None)
+        return self._many(run, as_list(names), None)
 
     def get_many_map(self, run: RunId | str, names: Iterable[str]) -> dict[str, Any]:
         """The same as a dict without the missing ones."""
-        asked = _as_list(names)
+        asked = as_list(names)
         found = zip(asked, self._many(run, asked, _ABSENT), strict=True)
         return {name: value for name, value in found if value is not _ABSENT}
 
@@ -164,7 +162,7 @@ class KVStore:
 
     def mdelete(self, run: RunId | str, names: Iterable[str]) -> int:
         """Removes all of the keys in one commit; how many of them existed."""
-        asked = _as_list(names)
+        asked = as_list(names)
         for name in asked:
             _check_kind(name)
         return self._engine.delete_many(run, TAG, asked)
@@ -205,7 +203,7 @@ class KVStore:
     ) -> tuple[builtins.list[str], builtins.list[Any] | None]:
         pin = self._engine.open_pin()
         try:
-            return self._engine.scan(run, TAG, prefix, pin, after, _count(limit), with_values)
+            return self._engine.scan(run, TAG, prefix, pin, after, as_count(limit), with_values)
         finally:
             pin.close()
 
@@ -243,7 +241,7 @@ class KVStore:
         (`Database.set_retention`); a missing key gives an empty list.
         """
         bound = None if before is None else _txn_number(before)
-        found, _ = self._engine.history(run, TAG, key, _count(limit), bound)
+        found, _ = self._engine.history(run, TAG, key, as_count(limit), bound)
         return [
             Versioned(value, Version.Txn(at), timestamp_us, is_tombstone)
             for value, at, timestamp_us, is_tombstone in found
@@ -268,32 +266,6 @@ def _txn_number(version: Version | int) -> int:
     )
 
 
-def _count(limit: int | None) -> int | None:
-    """A limit as the engine takes it: None, or 0 and more."""
-    if limit is None:
-        return None
-    if type(limit) is not int:
-        kind = values.class_name(limit)
-        raise errors.WrongType(
-            "int or None", kind, f"limit is a {kind}; give an int, or None for no limit."
-        )
-    if limit < 0:
-        raise errors.ConstraintViolation(
-            "limit_negative", f"limit is {values.printable(limit)}; give 0 or more, None for all."
-        )
-    return min(limit, values.INT_MAX)
-
-
-def _as_list(names: Iterable[T], what: str = "keys") -> list[T]:
-    """The keys; a single str is refused, or its characters would be taken for keys."""
-    if isinstance(names, str | bytes) or not isinstance(names, Iterable):
-        kind = values.class_name(names)
-        raise errors.WrongType(
-            f"an iterable of {what}", kind, f"The {what} come as a list or the like, not as {kind}."
-        )
-    return list(names)
-
-
 def _names_and_values(
     items: Mapping[str, Any] | Iterable[tuple[str, Any]],
 ) -> tuple[list[str], list[Any]]:
@@ -301,7 +273,7 @@ def _names_and_values(
     if isinstance(items, Mapping):
         found = dict(items)
         return list(found), list(found.values())
-    pairs: list[Any] = _as_list(items, "items")
+    pairs: list[Any] = as_list(items, "items")
     plain = plain_pairs(pairs)
     if plain is not None:
         return plain

@@ -19,35 +19,50 @@ if TYPE_CHECKING:
     from shm_engine._core import RunId as RunId
     from shm_engine.database import Database as Database
     from shm_engine.durability import Durability as Durability
+    from shm_engine.events import ChainVerification as ChainVerification
+    from shm_engine.events import Event as Event
     from shm_engine.metrics import DatabaseMetrics as DatabaseMetrics
+    from shm_engine.primitives.event_log import EventLog as EventLog
     from shm_engine.primitives.kv import KVStore as KVStore
+    from shm_engine.primitives.state_cell import StateCell as StateCell
     from shm_engine.retention import RetentionPolicy as RetentionPolicy
+    from shm_engine.states import State as State
     from shm_engine.transaction import Snapshot as Snapshot
     from shm_engine.transaction import Transaction as Transaction
     from shm_engine.versions import Version as Version
     from shm_engine.versions import Versioned as Versioned
 
 _HOMES = {
+    "ChainVerification": "shm_engine.events",
     "Database": "shm_engine.database",
     "DatabaseMetrics": "shm_engine.metrics",
     "Durability": "shm_engine.durability",
+    "Event": "shm_engine.events",
+    "EventLog": "shm_engine.primitives.event_log",
     "KVStore": "shm_engine.primitives.kv",
     "RetentionPolicy": "shm_engine.retention",
     "RunId": "shm_engine._core",
     "Snapshot": "shm_engine.transaction",
+    "State": "shm_engine.states",
+    "StateCell": "shm_engine.primitives.state_cell",
     "Transaction": "shm_engine.transaction",
     "Version": "shm_engine.versions",
     "Versioned": "shm_engine.versions",
 }
 
 __all__ = [
+    "ChainVerification",
     "Database",
     "DatabaseMetrics",
     "Durability",
+    "Event",
+    "EventLog",
     "KVStore",
     "RetentionPolicy",
     "RunId",
     "Snapshot",
+    "State",
+    "StateCell",
     "Transaction",
     "Version",
     "Versioned",

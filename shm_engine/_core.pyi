@@ -125,6 +125,7 @@ class Store:
         names: Iterable[str | bytes],
         pin: Pin,
         default: Any = None,
+        form: int = VALUES,
     ) -> list[Any]: ...
     def scan(
         self,

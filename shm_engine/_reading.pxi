@@ -190,7 +190,8 @@ cdef class _Reader(_Attachment):
         finally:
             self.unpin(session)
 
-    def get_many(self, run, int tag, names, Pin pin not None, default=None):
+    def get_many(self, run, int tag, names, Pin pin not None, default=None,
+                 int form=SCAN_VALUES):
         cdef uint8_t key[KEY_MAX]
         cdef const se_record *record
         cdef RunId run_id = as_run(run)
@@ -206,6 +207,9 @@ cdef class _Reader(_Attachment):
                     self.fail(status)
                 if record == NULL or se_record_dead(record, pin.now_us):
                     found.append(default)
+                elif form == SCAN_RECORDS:
+                    found.append((decode(record.value, record.value_size), record.version,
+                                  record.timestamp_us))
                 else:
                     found.append(decode(record.value, record.value_size))
         finally:

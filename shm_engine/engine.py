@@ -56,7 +56,13 @@ class Engine(Protocol):
         self, run: RunId | str, tag: int, name: Name, pin: Any = None
     ) -> tuple[Any, int, int] | None: ...
     def get_many(
-        self, run: RunId | str, tag: int, names: Iterable[Name], pin: Any, default: Any = None
+        self,
+        run: RunId | str,
+        tag: int,
+        names: Iterable[Name],
+        pin: Any,
+        default: Any = None,
+        form: int = VALUES,
     ) -> list[Any]: ...
     def scan(
         self,
