@@ -43,8 +43,8 @@ class StateCell:
     A cell's name is a str of 1 to 1024 UTF-8 bytes without NUL that does not start with
     ``_strata/``; else InvalidKey (WrongType if it is no str). A value is any value of the engine.
     `run` is a RunId or its string; it need not be registered. Writes to a registered run that is
-    not active raise RunError. Each write is one commit, visible to every process when the call returns,
-    and as durable as the database's mode says.
+    not active raise RunError. Each write is one commit, visible to every process when the call
+    returns, and as durable as the database's mode says.
 
     >>> from shm_engine import Database, StateCell
     >>> with Database.ephemeral() as db:
@@ -92,7 +92,7 @@ class StateCell:
         after_version: int = 0,
         timeout: timedelta | float | None = None,
     ) -> State | None:
-        """The cell's state as soon as it is at another version than `after_version`; sleeps till then.
+        """The cell's state as soon as its version is not `after_version`; sleeps till then.
 
         Args:
             after_version: The version that the caller knows; 0: return when the cell exists.

@@ -6,6 +6,8 @@ Used by:    any thread, one at a time; not shared between processes
 Invariants: X1 reads see the snapshot and the transaction's own writes, nothing else
             X2 commit conflicts if a key that was read has changed since; blind writes never do
             X3 after commit or rollback every method raises InvalidState
+            X4 keys that were written stand in `_writes` once each; events, states and traces stand
+            in `_ops` in the order of the calls, and are carried out in that order
 Errors:     an error leaves nothing written; the snapshot is let go in any case
 """
 
@@ -15,14 +17,15 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from shm_engine import _core, errors, keys, values
+from shm_engine import _core, errors, events, keys, values
 from shm_engine._core import RunId
+from shm_engine.events import Event
 from shm_engine.versions import Version, Versioned
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from shm_engine.engine import Engine, Operation, Pinned
+    from shm_engine.engine import Engine, Name, Operation, Pinned
 
 __all__ = ["ISOLATION_LEVELS", "Snapshot", "Transaction"]
 
@@ -131,9 +134,14 @@ class Transaction:
     """
 
     __slots__ = (
+        "_cells",
         "_deadline",
         "_engine",
+        "_events",
+        "_guards",
         "_increments",
+        "_log_length",
+        "_ops",
         "_pin",
         "_ranges",
         "_read",
@@ -163,6 +171,11 @@ class Transaction:
         self._ranges: set[str] = set()
         self._writes: dict[str, Any] = {}
         self._increments: dict[str, int] = {}
+        self._guards: set[tuple[int, Name]] = set()  # what was read beside keys
+        self._ops: list[Operation] = []
+        self._log_length = 0  # of the run's log in the snapshot, from the first event_append on
+        self._events: list[bytes] = []  # packed, behind it
+        self._cells: dict[str, tuple[bytes, int]] = {}  # packed value and version
         self._state = "active"
         self._pin: Pinned = engine.open_pin()
 
@@ -314,6 +327,116 @@ class Transaction:
             )
         return base + delta
 
+    # -- events -------------------------------------------------------------------------------
+
+    def event_append(self, event_type: str, payload: Any) -> int:
+        """Puts an event behind the run's log at commit; returns the sequence that it will have.
+
+        If somebody else's append is committed first, the transaction conflicts (an append outside
+        of transactions never does). Raises InvalidKey, WrongType, ConstraintViolation,
+        SerializationError.
+        """
+        self._check()
+        packed = self._engine.encode_event(event_type, payload)
+        if not self._events:
+            head = self._engine.get(self.run, keys.TAG_EVENT, events.HEAD, self._pin)
+            self._log_length = 0 if head is None else head[0]
+        sequence = self._log_length + len(self._events)
+        self._events.append(packed)
+        self._ops.append((_core.OP_APPEND, keys.TAG_EVENT, events.HEAD, packed, 0, sequence))
+        return sequence
+
+    def event_read(self, sequence: int) -> Event | None:
+        """The event with this sequence, an own one included, or None (which is guarded).
+
+        An own event gets its time and its hashes at commit: here the time is now, the hashes are
+        zero.
+        """
+        self._check()
+        if type(sequence) is not int:
+            kind = values.class_name(sequence)
+            raise errors.WrongType("int", kind, f"sequence is a {kind}; give an int.")
+        if not 0 <= sequence < events.SEQUENCE_MAX:
+            return None
+        place = sequence - self._log_length
+        if 0 <= place < len(self._events):
+            now_us = time.time_ns() // 1000
+            _, _, event_type, payload = values.decode(self._events[place])
+            stored = (events.GENESIS, events.GENESIS, event_type, payload)
+            return events.make_event(sequence, stored, now_us)
+        name = events.entry_name(sequence)
+        found = self._engine.get_record(self.run, keys.TAG_EVENT, name, self._pin)
+        if found is None:
+            self._guards.add((keys.TAG_EVENT, name))
+            return None
+        return events.make_event(sequence, found[0], found[2])
+
+    # -- state cells --------------------------------------------------------------------------
+
+    def state_read(self, name: str) -> Any:
+        """The value of the state cell in this transaction, or None. Guards the cell."""
+        self._check()
+        return self._cell(name)[0]
+
+    def state_init(self, name: str, value: Any) -> int:
+        """Makes the cell at commit; its version, 1. InvalidOperation if it exists already."""
+        self._check()
+        packed = self._engine.encode_counted(value)
+        version = self._cell(name)[1]
+        if version:
+            raise errors.InvalidOperation(
+                f"The state cell {name!r} exists already, at version {version}; change it with "
+                f"state_cas() or state_set()."
+            )
+        return self._write_cell(name, packed, 1)
+
+    def state_set(self, name: str, value: Any) -> int:
+        """Writes the cell at commit, whatever it holds; the version that it will have. Guards the
+        cell, for the version would be wrong if another write came first."""
+        self._check()
+        packed = self._engine.encode_counted(value)
+        return self._write_cell(name, packed, self._cell(name)[1] + 1)
+
+    def state_cas(self, name: str, expected_version: int, new_value: Any) -> int:
+        """Writes the cell at commit if it is at `expected_version` in this transaction; the version
+        that it will have. 0: if there is no such cell. Guards the cell.
+
+        Raises:
+            VersionMismatch, NotFound (no such cell): the whole transaction is rolled back.
+        """
+        self._check()
+        if type(expected_version) is not int:
+            kind = values.class_name(expected_version)
+            raise errors.WrongType("int", kind, f"expected_version is a {kind}; give an int.")
+        packed = self._engine.encode_counted(new_value)
+        version = self._cell(name)[1]
+        if version == expected_version:
+            return self._write_cell(name, packed, version + 1)
+        self.rollback()
+        if version == 0:
+            raise errors.NotFound(f"There is no state cell {name!r}; state_init() makes it.")
+        raise errors.VersionMismatch(
+            expected_version,
+            version,
+            f"The state cell {name!r} is at version {version}, not {expected_version}; nothing "
+            f"of the transaction was written.",
+        )
+
+    def _cell(self, name: str) -> tuple[Any, int]:
+        """The cell's value and version as this transaction sees it; 0: there is none."""
+        _check_kind(name)
+        own = self._cells.get(name)
+        if own is not None:
+            return values.decode(own[0])[1], own[1]
+        found = self._engine.get_counted(self.run, keys.TAG_STATE, name, self._pin)
+        self._guards.add((keys.TAG_STATE, name))
+        return (None, 0) if found is None else (found[0], found[1])
+
+    def _write_cell(self, name: str, packed: bytes, version: int) -> int:
+        self._cells[name] = (packed, version)
+        self._ops.append((_core.OP_BUMP, keys.TAG_STATE, name, packed, 0, -1))
+        return version
+
     # -- ending -------------------------------------------------------------------------------
 
     def commit(self) -> int:
@@ -328,9 +451,14 @@ class Transaction:
         """
         self._check()
         try:
-            if not self._writes and not self._increments:
+            if not self._writes and not self._increments and not self._ops:
                 return self._pin.version
             return self._engine.commit(self.run, self._operations(), self._pin.version)[0]
+        except errors.TransactionConflict as conflict:
+            self._end("rolled back")
+            if isinstance(conflict.key, bytes):
+                raise _conflict_beside_keys(conflict.key) from None
+            raise
         except BaseException:
             self._end("rolled back")
             raise
@@ -341,6 +469,8 @@ class Transaction:
     def _operations(self) -> Sequence[Operation]:
         tag = keys.TAG_KV
         ops: list[Operation] = [(_core.OP_CHECK, tag, key, None, 0, 0) for key in self._read]
+        if self._guards:
+            ops += [(_core.OP_CHECK, kind, name, None, 0, 0) for kind, name in self._guards]
         if self._serializable:
             ops += [(_core.OP_CHECK_RANGE, tag, prefix, None, 0, 0) for prefix in self._ranges]
         for key, packed in self._writes.items():
@@ -350,7 +480,7 @@ class Transaction:
                 ops.append((_core.OP_PUT, tag, key, packed, 0, 0))
         for key, delta in self._increments.items():
             ops.append((_core.OP_INCREMENT, tag, key, None, 0, delta))
-        return ops
+        return ops + self._ops if self._ops else ops
 
     def rollback(self) -> None:
         """Drops all writes; after a commit or again it does nothing."""
@@ -362,6 +492,9 @@ class Transaction:
         self._pin.close()
         self._writes.clear()
         self._increments.clear()
+        self._ops.clear()
+        self._events.clear()
+        self._cells.clear()
 
     def __enter__(self) -> Transaction:
         return self
@@ -378,7 +511,17 @@ class Transaction:
             self.commit()
 
     def __repr__(self) -> str:
-        return f"<Transaction {self._state}, {len(self._writes) + len(self._increments)} writes>"
+        writes = len(self._writes) + len(self._increments) + len(self._ops)
+        return f"<Transaction {self._state}, {writes} writes>"
+
+
+def _conflict_beside_keys(name: bytes) -> errors.TransactionConflict:
+    """A conflict about what has no name that the caller would know."""
+    if name == events.HEAD:
+        text = "another event was appended to the run's log since this transaction began"
+    else:
+        text = "what this transaction read was changed by another commit since"
+    return errors.TransactionConflict(None, f"{text}; run it again")
 
 
 def _check_kind(key: str) -> None:
