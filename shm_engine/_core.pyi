@@ -12,7 +12,6 @@ OP_INCREMENT: int
 OP_CHECK_RANGE: int
 OP_APPEND: int
 OP_BUMP: int
-FILE_VERSION: int
 NAMES: int
 VALUES: int
 RECORDS: int

@@ -57,8 +57,6 @@ cdef enum:
     SCAN_RECORDS = 2      # (value, version, timestamp_us)
     SCAN_BYTES = 3        # (packed value, version, timestamp_us)
 
-FILE_VERSION = SE_FILE_VERSION
-
 cdef object _unpackb = msgpack.unpackb
 cdef object _Packer = msgpack.Packer
 cdef dict _runs = {}

@@ -36,7 +36,7 @@ cdef extern from "status.h" nogil:
 
 
 cdef extern from "layout.h" nogil:
-    uint32_t SE_FORMAT_VERSION, SE_FILE_VERSION, SE_BYTE_ORDER
+    uint32_t SE_FORMAT_VERSION, SE_BYTE_ORDER
     uint64_t SE_REQUEST_MAX
     uint32_t SE_OPS_MAX
     uint32_t SE_RECORD_TOMBSTONE

@@ -315,7 +315,7 @@ cdef fail_files(se_status status, const se_damage *damage, int code=0):
     if status == SE_FORMAT:
         raise errors.FormatMismatch(
             f"{text_of(damage.file) if damage != NULL else 'A file'} has another format version or "
-            f"byte order than this build reads (format version {SE_FILE_VERSION}). Open it with "
+            f"byte order than this build reads (format version {SE_FORMAT_VERSION}). Open it with "
             f"the build that made it.")
     if status == SE_FULL:
         raise errors.StorageFull(

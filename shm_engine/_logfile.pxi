@@ -38,7 +38,7 @@ def make_log_header(bytes database_id, uint64_t first_version, uint64_t previous
     assert len(database_id) == 16
     memset(&header, 0, sizeof(header))
     header.magic = SE_WAL_MAGIC
-    header.format_version = SE_FILE_VERSION
+    header.format_version = SE_FORMAT_VERSION
     header.byte_order = SE_BYTE_ORDER
     memcpy(header.database_id, PyBytes_AS_STRING(database_id), 16)
     header.first_version = first_version

@@ -282,7 +282,7 @@ static se_status write_keys(writer *w) {
 static se_status write_header(writer *w) {
     se_checkpoint_header header = {
         .magic = SE_CHECKPOINT_MAGIC,
-        .format_version = SE_FILE_VERSION,
+        .format_version = SE_FORMAT_VERSION,
         .byte_order = SE_BYTE_ORDER,
         .version = w->version,
         .created_us = se_clock_real_us(),

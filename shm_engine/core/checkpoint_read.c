@@ -225,7 +225,7 @@ static se_status check_header(const se_checkpoint_header *header, uint64_t versi
     bool sound = header->crc == se_crc32c(0, header, offsetof(se_checkpoint_header, crc));
     *why = "the header's checksum is wrong";
     if (header->magic == SE_CHECKPOINT_MAGIC &&
-        ((sound && header->format_version != SE_FILE_VERSION) ||
+        ((sound && !se_file_version_known(header->format_version)) ||
          header->byte_order == __builtin_bswap32(SE_BYTE_ORDER)))
         return SE_FORMAT;
     if (!sound)

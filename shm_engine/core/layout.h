@@ -17,8 +17,8 @@
 #include "atomics.h"
 
 #define SE_MAGIC UINT64_C(0x31454e49474e4553) /* "SENGINE1" */
-#define SE_FORMAT_VERSION 2u /* of the segments */
-#define SE_FILE_VERSION 1u   /* of log files and checkpoints */
+#define SE_FORMAT_VERSION 2u
+#define SE_FORMAT_OLDEST_FILE 1u /* files of these versions are read */
 #define SE_BYTE_ORDER 0x01020304u
 #define SE_PAGE 4096u
 #define SE_LINE 64
@@ -41,6 +41,10 @@
 
 /* A reference to a word in either segment: the data segment's have the top bit. */
 #define SE_REF_DATA (UINT64_C(1) << 63)
+
+static inline int se_file_version_known(uint32_t version) {
+    return version >= SE_FORMAT_OLDEST_FILE && version <= SE_FORMAT_VERSION;
+}
 
 enum { SE_PHASE_SERVING = 1, SE_PHASE_LEAVING = 2 };
 

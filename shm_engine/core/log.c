@@ -185,7 +185,7 @@ static se_status create_file(se_log *log, uint64_t first_version, uint64_t frame
     const se_header *header = log->store->header;
     se_wal_header file = {
         .magic = SE_WAL_MAGIC,
-        .format_version = SE_FILE_VERSION,
+        .format_version = SE_FORMAT_VERSION,
         .byte_order = SE_BYTE_ORDER,
         .first_version = first_version,
         .previous_version = log->last_version,

@@ -94,7 +94,7 @@ static se_status seal(int folder_fd, se_wal_header *header) {
         header->previous_file = (uint32_t)list[index];
     free(list);
     header->magic = SE_WAL_MAGIC;
-    header->format_version = SE_FILE_VERSION;
+    header->format_version = SE_FORMAT_VERSION;
     header->byte_order = SE_BYTE_ORDER;
     header->crc = crc_of(header);
     return SE_OK;
@@ -168,7 +168,7 @@ se_status se_wal_check_header(const void *bytes, uint64_t size, uint64_t first_v
     if (read.magic != SE_WAL_MAGIC || read.crc != crc_of(&read))
         return SE_DAMAGED;
     *header = read;
-    if (read.format_version != SE_FILE_VERSION || read.byte_order != SE_BYTE_ORDER)
+    if (!se_file_version_known(read.format_version) || read.byte_order != SE_BYTE_ORDER)
         return SE_FORMAT;
     return is_legal(&read) && read.first_version == first_version ? SE_OK : SE_DAMAGED;
 }

@@ -24,11 +24,13 @@
 static void print_constants(void) {
     CONSTANT(SE_MAGIC);
     CONSTANT(SE_FORMAT_VERSION);
+    CONSTANT(SE_FORMAT_OLDEST_FILE);
     CONSTANT(SE_BYTE_ORDER);
     CONSTANT(SE_PAGE);
     CONSTANT(SE_KEY_MAX);
     CONSTANT(SE_CLASS_COUNT);
     CONSTANT(SE_JOIN_WINDOWS);
+    CONSTANT(SE_BELL_COUNT);
     CONSTANT(SE_CLIENTS_MAX);
     CONSTANT(SE_OPS_MAX);
     CONSTANT(SE_REQUEST_MAX);
@@ -48,7 +50,17 @@ static void print_constants(void) {
     CONSTANT(SE_BLOCK_FREEING);
     CONSTANT(SE_BLOCK_OFFSET_MASK);
     CONSTANT(SE_RUN_ID_SIZE);
+    CONSTANT(SE_TAG_EVENT);
+    CONSTANT(SE_TAG_TRACE);
     CONSTANT(SE_TAG_RUN);
+    CONSTANT(SE_SPACE_BOOKKEEPING);
+    CONSTANT(SE_SPACE_ENTRY);
+    CONSTANT(SE_RUN_DELETED);
+    CONSTANT(SE_EVENT_PREVIOUS);
+    CONSTANT(SE_EVENT_HASH);
+    CONSTANT(SE_EVENT_CONTENT);
+    CONSTANT(SE_EVENT_TYPE_MAX);
+    CONSTANT(SE_EVENT_FRAME_MORE);
     CONSTANT(SE_VALUE_DEPTH_MAX);
     CONSTANT(SE_VALUE_ENTRIES_MAX);
     CONSTANT(SE_VALUE_BLOB_MAX);
@@ -74,6 +86,8 @@ static void print_constants(void) {
     CONSTANT(SE_OP_EXPECT);
     CONSTANT(SE_OP_INCREMENT);
     CONSTANT(SE_OP_CHECK_RANGE);
+    CONSTANT(SE_OP_APPEND);
+    CONSTANT(SE_OP_BUMP);
     CONSTANT(SE_NODE4);
     CONSTANT(SE_NODE16);
     CONSTANT(SE_NODE48);
@@ -125,6 +139,8 @@ static void print_sequencer(void) {
     FIELD(se_sequencer, run_epoch);
     FIELD(se_sequencer, safe_epoch);
     FIELD(se_sequencer, sweep_serial);
+    FIELD(se_sequencer, erasing_runs);
+    FIELD(se_sequencer, watched);
     FIELD(se_sequencer, arena_bump);
     FIELD(se_sequencer, arena_free);
     FIELD(se_sequencer, undo_version);
@@ -193,6 +209,7 @@ static void print_log(void) {
     FIELD(se_sequencer, join_next);
     FIELD(se_sequencer, join_count);
     FIELD(se_sequencer, join_head);
+    FIELD(se_sequencer, bells);
 }
 
 static void print_clients(void) {

@@ -130,7 +130,7 @@ class _CheckpointReader(_Bytes):
         self.check(header["magic"] == CONSTANTS["SE_CHECKPOINT_MAGIC"], 0, "no magic")
         crc = self.crc_before("se_checkpoint_header", "crc")
         self.check(crc == header["crc"], 60, "the header's crc is wrong")
-        self.check(header["format_version"] == 1, 8, "another format version")
+        self.check(header["format_version"] in (1, 2), 8, "another format version")
         self.check(header["byte_order"] == CONSTANTS["SE_BYTE_ORDER"], 12, "another byte order")
         self.check(header["zero"] == 0, 48, "bytes that are not zero")
         self.check(header["version"] == version, 32, "another version than the file's name")
@@ -275,7 +275,7 @@ class _LogFile(_Bytes):
         self.is_valid = (
             bool(self.header)
             and ours
-            and self.header["format_version"] == 1
+            and self.header["format_version"] in (1, 2)
             and self.header["byte_order"] == CONSTANTS["SE_BYTE_ORDER"]
             and self.header["first_version"] == version > self.header["previous_version"]
             and self.header["durable_version"] <= self.header["previous_version"]

@@ -130,7 +130,7 @@ class Reader:
             return self.field("se_header", name)
 
         _check(header("magic") == CONSTANTS["SE_MAGIC"], 0, "no magic")
-        _check(header("format_version") == 1, 8, "another format version")
+        _check(header("format_version") == 2, 8, "another format version")
         _check(header("byte_order") == CONSTANTS["SE_BYTE_ORDER"], 12, "another byte order")
         clients = header("max_clients")
         _check(1 <= clients <= CONSTANTS["SE_CLIENTS_MAX"], 32, "max_clients")
