@@ -50,11 +50,13 @@ class EventLog:
     (1, 2, {'tool': 'search'}, True)
     """
 
-    __slots__ = ("_engine", "database")
+    __slots__ = ("_append", "_engine", "database")
 
     def __init__(self, database: Database) -> None:
-        self._engine = engine_of(database)
+        engine = engine_of(database)
         self.database = database
+        self._engine = engine
+        self._append = engine.append_one
 
     # -- appending ----------------------------------------------------------------------------
 
@@ -63,7 +65,7 @@ class EventLog:
 
         Any number of processes append to one run without conflicts, gaps or retries.
         """
-        return self._engine.append(run, ((event_type, payload),))[0]
+        return self._append(run, event_type, payload)
 
     def append_batch(
         self, run: RunId | str, items: Iterable[tuple[str, Any]]

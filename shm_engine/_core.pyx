@@ -51,6 +51,7 @@ cdef enum:
     ENCODED_MAX = 33554432
     PLAIN_MAX = 4096      # larger values are encoded by the library
     COUNTED_HEAD = 10     # what stands before a counted value: record.h
+    EVENT_HEAD_MAX = 328  # what stands before a payload, at most: 69 + 3 + 256
 
     SCAN_NAMES = 0        # what a scan gives beside the names
     SCAN_VALUES = 1       # values

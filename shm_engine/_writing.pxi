@@ -23,6 +23,25 @@ cdef const char *event_type_text(event_type, Py_ssize_t *size) except NULL:
     return text
 
 
+cdef size_t write_event_type(uint8_t *data, const char *text, Py_ssize_t size) noexcept:
+    """The type of a packed event; how many bytes there are with it."""
+    cdef size_t head = SE_EVENT_CONTENT + 1
+    data += SE_EVENT_CONTENT
+    if size < 32:
+        data[0] = <uint8_t> (0xa0 | size)
+    elif size < 256:
+        head += 1
+        data[0] = 0xd9
+        data[1] = <uint8_t> size
+    else:
+        head += 2
+        data[0] = 0xda
+        data[1] = <uint8_t> (size >> 8)
+        data[2] = <uint8_t> (size & 255)
+    memcpy(data + head - SE_EVENT_CONTENT, text, size)
+    return head + size
+
+
 cdef bint is_refusal(se_status status) noexcept:
     """Whether the holder refused because of what it found in the store."""
     return status in (SE_CONFLICT, SE_MISMATCH, SE_WRONG_TYPE, SE_OVERFLOW, SE_RUN_CLOSED)
@@ -347,36 +366,24 @@ cdef class _Writer(_Reader):
 
     cdef Py_ssize_t pack_event(self, event_type, payload, _Buffer packed) except -1:
         """An event without its place in the chain, behind what is in the buffer."""
-        cdef Py_ssize_t type_size
-        cdef const char *text
-        cdef size_t head, size, start = packed.used
         cdef uint8_t *data
+        cdef size_t head, size
+        cdef Py_ssize_t type_size
         text = event_type_text(event_type, &type_size)
-        head = SE_EVENT_CONTENT + (1 if type_size < 32 else 2 if type_size < 256 else 3)
-        packed.reserve(head + type_size + PLAIN_MAX)
-        size = se_codec_write(payload, packed.data + start + head + type_size, PLAIN_MAX)
+        packed.reserve(EVENT_HEAD_MAX + PLAIN_MAX)
+        head = write_event_type(packed.data + packed.used, text, type_size)
+        size = se_codec_write(payload, packed.data + packed.used + head, PLAIN_MAX)
         if size == 0:
             alone = self.encode_any(payload)
             size = PyBytes_GET_SIZE(alone)
-            packed.reserve(head + type_size + size)
-            memcpy(packed.data + start + head + type_size, PyBytes_AS_STRING(alone), size)
-        data = packed.data + start
-        if type_size < 32:
-            data[SE_EVENT_CONTENT] = <uint8_t> (0xa0 | type_size)
-        elif type_size < 256:
-            data[SE_EVENT_CONTENT] = 0xd9
-            data[SE_EVENT_CONTENT + 1] = <uint8_t> type_size
-        else:
-            data[SE_EVENT_CONTENT] = 0xda
-            data[SE_EVENT_CONTENT + 1] = <uint8_t> (type_size >> 8)
-            data[SE_EVENT_CONTENT + 2] = <uint8_t> (type_size & 255)
-        memcpy(data + head, text, type_size)
-        size += head + type_size
+            packed.reserve(head + size)
+            memcpy(packed.data + packed.used + head, PyBytes_AS_STRING(alone), size)
+        size += head
         if size > ENCODED_MAX:
             raise errors.ConstraintViolation(
                 "value_too_large",
                 f"The event has {size} bytes encoded; {ENCODED_MAX >> 20} MiB are allowed.")
-        se_event_pack(data, <uint32_t> size)
+        se_event_pack(packed.data + packed.used, <uint32_t> size)
         packed.used += size
         return size
 
@@ -385,6 +392,37 @@ cdef class _Writer(_Reader):
         cdef _Buffer packed = _Buffer()
         self.pack_event(event_type, payload, packed)
         return PyBytes_FromStringAndSize(<char *> packed.data, packed.used)
+
+    def append_one(self, run, event_type, payload):
+        """An event behind the run's log: (sequence, hash)."""
+        cdef uint8_t plain[EVENT_HEAD_MAX + PLAIN_MAX]
+        cdef uint8_t key[KEY_MAX]
+        cdef uint8_t digest[32]
+        cdef RunId run_id = as_run(run)
+        cdef Py_ssize_t type_size
+        cdef const char *text = event_type_text(event_type, &type_size)
+        cdef size_t head = write_event_type(plain, text, type_size)
+        cdef size_t size = se_codec_write(payload, plain + head, PLAIN_MAX)
+        cdef uint64_t sequence, place = 0
+        cdef const uint8_t *found
+        cdef se_status status
+        if size == 0:
+            return self.append(run, ((event_type, payload),))[0]
+        size += head
+        se_event_pack(plain, <uint32_t> size)
+        head = se_event_head_key(key, run_id.raw)
+        cdef se_session *session = self.start(run_id, 0)
+        status = se_session_add(session, SE_OP_APPEND, key, <uint32_t> head, plain,
+                                <uint32_t> size, 0, -1)
+        if status != SE_OK:
+            se_session_abandon(session)
+            self.fail(status)
+        status = self.finish(session)
+        if status != SE_OK:
+            self.fail_commit(session, status, ())
+        sequence = se_session_next_event(session, &place, &found)
+        memcpy(digest, found, 32) # before objects are made: that can run other code
+        return sequence, PyBytes_FromStringAndSize(<char *> digest, 32)
 
     def append(self, run, events):
         """Events, pairs of type and payload, behind the run's log in one commit: [(sequence, hash)]."""

@@ -192,7 +192,7 @@ static void another_format_is_named(void) {
     bool found;
     se_damage damage;
     begin_three(true);
-    change_header(FILE_9, offsetof(se_wal_header, format_version), 4, 2);
+    change_header(FILE_9, offsetof(se_wal_header, format_version), 4, SE_FORMAT_VERSION + 1);
     REQUIRE(recover(&open_options) == SE_FORMAT && strcmp(report.damage.file, FILE_9) == 0);
     REQUIRE(recover(&salvage_options) == SE_FORMAT && test_folder_has(&folder, FILE_9));
     REQUIRE(se_recover_identity(folder.fd, id, &found, &damage) == SE_FORMAT);
