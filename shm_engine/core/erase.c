@@ -2,8 +2,10 @@
 #include "erase.h"
 
 #include "client.h"
+#include "futex.h"
 #include "retire.h"
 #include "sequencer.h"
+#include "sweep.h"
 #include "undo.h"
 #include "walring.h"
 
@@ -103,26 +105,24 @@ static se_status remove_all(se_store *store, const uint64_t *leaves, uint32_t co
     return SE_OK;
 }
 
-/* What marked the run goes, in the log too: from then on the id is as if it had never been used. */
-static se_status remove_marks(se_store *store, const uint8_t *run) {
+/* What marked the run is buried, in the log too: from then on the id is as if it had never been used.
+ * The leaves stay for a checkpoint under way, which must find mark and keys together; a sweep takes
+ * them. */
+static se_status bury_marks(se_store *store, const uint8_t *run) {
     uint8_t keys[2][SE_ERASE_KEY_SIZE];
     uint32_t sizes[2] = {SE_ERASE_KEY_SIZE, SE_RUN_ID_SIZE + 2};
-    uint64_t live = 0;
-    uint64_t expiring = 0;
+    uint64_t now_us = se_clock_real_us();
     queue_key_of(keys[0], run); /* first: a replay erases the run's keys when it comes to this */
     run_key_of(keys[1], run);
     for (int index = 0; index < 2; index++) {
         uint64_t offset;
         SE_TRY(se_index_find(store, keys[index], sizes[index], &offset));
-        const se_leaf *leaf = offset ? se_leaf_at(store, offset) : NULL;
+        se_leaf *leaf = offset ? se_leaf_at(store, offset) : NULL;
         if (!leaf)
             return SE_CORRUPT;
-        se_ring_add(store, SE_FRAME_DELETE, keys[index], sizes[index], NULL, 0, 0);
-        SE_TRY(remove_leaf(store, leaf, &live, &expiring));
+        SE_TRY(se_sweep_bury(store, leaf, now_us));
     }
-    add(store, &store->seq->live_keys, -live);
     add(store, &store->seq->erasing_runs, UINT64_MAX);
-    se_undo_bump_run_epoch(store);
     return SE_OK;
 }
 
@@ -151,7 +151,7 @@ static se_status change(se_store *store, const uint8_t *run, const uint64_t *lea
     SE_TRY(se_undo_reserve(store, STEP_KEYS * UNDO_PER_KEY + 64, STEP_KEYS * 4 + 64));
     SE_TRY(se_retire_reserve(store, (uint64_t)(count + 2) * RETIRE_PER_KEY));
     se_undo_begin(store, se_load_relaxed(&store->seq->commit_version) + 1);
-    se_status status = count ? remove_all(store, leaves, count) : remove_marks(store, run);
+    se_status status = count ? remove_all(store, leaves, count) : bury_marks(store, run);
     if (status == SE_OK) {
         conclude(store, mark);
         return SE_OK;
@@ -211,7 +211,9 @@ static se_status read_queue(se_store *store, uint8_t (*runs)[SE_RUN_ID_SIZE], ui
         const se_leaf *leaf = status == SE_OK && offset ? se_leaf_at(store, offset) : NULL;
         if (!leaf || !se_is_erase_key(leaf->key, leaf->key_size))
             break;
-        memcpy(runs[(*count)++], leaf->key + SE_RUN_ID_SIZE + 3, SE_RUN_ID_SIZE);
+        const se_record *head = se_record_at(store, se_load_relaxed(&leaf->head));
+        if (head && !(head->flags & SE_RECORD_TOMBSTONE))
+            memcpy(runs[(*count)++], leaf->key + SE_RUN_ID_SIZE + 3, SE_RUN_ID_SIZE);
     }
     se_sequencer_finish(store);
     return status;

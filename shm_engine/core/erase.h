@@ -3,7 +3,7 @@
  *     delete_run: one commit marks the run's record DELETED and puts the run on the queue
  *                 readers see none of its keys (reader.h), writers are refused (commit.c)
  *     steps:      a few dozen keys each, unlinked and retired, once no snapshot needs them
- *     last step:  the record and the queue's entry go; the id may be used anew
+ *     last step:  tombstones for the record and the queue's entry; the id may be used anew
  *
  * Why:        a run of a million keys is gone at once for every reader, and no writer waits longer
  *             than a step takes.

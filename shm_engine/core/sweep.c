@@ -52,17 +52,12 @@ static se_status policy_of(se_store *store, const uint8_t *key, run_policy *poli
     return SE_OK;
 }
 
-/* A value that ran out, and that no snapshot may still see alive, becomes a tombstone: the sweep
- * hides nothing by this, for readers compare the time themselves. */
-static se_status bury_expired(se_store *store, se_leaf *leaf, se_sweep *sweep, uint64_t now_us) {
+se_status se_sweep_bury(se_store *store, se_leaf *leaf, uint64_t now_us) {
     se_sequencer *seq = store->seq;
     uint64_t offset = se_load_relaxed(&leaf->head);
     const se_record *head = se_record_at(store, offset);
     if (!head)
         return SE_CORRUPT;
-    if (sweep->unlogged || head->flags & SE_RECORD_TOMBSTONE || head->expires_us == 0 || head->expires_us > now_us ||
-        head->version > se_load_relaxed(&seq->trim_effective))
-        return SE_OK;
     uint64_t last = se_load_relaxed(&seq->last_timestamp);
     uint64_t tombstone;
     SE_TRY(se_record_make(store, offset, se_load_relaxed(&seq->commit_version) + 1,
@@ -71,8 +66,23 @@ static se_status bury_expired(se_store *store, se_leaf *leaf, se_sweep *sweep, u
     se_undo_store(store, &leaf->head, tombstone);
     se_ring_add(store, SE_FRAME_DELETE, leaf->key, leaf->key_size, NULL, 0, 0);
     se_undo_store(store, &seq->live_keys, se_load_relaxed(&seq->live_keys) - 1);
-    se_undo_store(store, &seq->ttl_keys, se_load_relaxed(&seq->ttl_keys) - 1);
+    if (head->expires_us)
+        se_undo_store(store, &seq->ttl_keys, se_load_relaxed(&seq->ttl_keys) - 1);
     se_store_relaxed(&seq->last_timestamp, now_us > last ? now_us : last);
+    return SE_OK;
+}
+
+/* A value that ran out, and that no snapshot may still see alive, becomes a tombstone: the sweep
+ * hides nothing by this, for readers compare the time themselves. */
+static se_status bury_expired(se_store *store, se_leaf *leaf, se_sweep *sweep, uint64_t now_us) {
+    const se_sequencer *seq = store->seq;
+    const se_record *head = se_record_at(store, se_load_relaxed(&leaf->head));
+    if (!head)
+        return SE_CORRUPT;
+    if (sweep->unlogged || head->flags & SE_RECORD_TOMBSTONE || head->expires_us == 0 || head->expires_us > now_us ||
+        head->version > se_load_relaxed(&seq->trim_effective))
+        return SE_OK;
+    SE_TRY(se_sweep_bury(store, leaf, now_us));
     sweep->expired_count++;
     return SE_OK;
 }
@@ -101,6 +111,14 @@ static se_status trim(se_store *store, se_sweep *sweep, se_leaf *leaf, const run
                           &sweep->place, alone);
 }
 
+/* Of a run that was erased nothing stays, whatever the retention of its id may be. */
+static bool is_buried_run(const se_store *store, const se_leaf *leaf) {
+    if (leaf->key_size != SE_RUN_ID_SIZE + 2 || leaf->key[SE_RUN_ID_SIZE] != SE_TAG_RUN)
+        return false;
+    const se_record *head = se_record_at(store, se_load_relaxed(&leaf->head));
+    return head && (head->flags & SE_RECORD_TOMBSTONE) != 0;
+}
+
 static se_status visit(se_store *store, se_sweep *sweep, se_leaf *leaf, run_policy *policy,
                        uint64_t now_us, uint64_t *walk) {
     bool alone = false;
@@ -108,7 +126,7 @@ static se_status visit(se_store *store, se_sweep *sweep, se_leaf *leaf, run_poli
         return SE_CORRUPT;
     SE_TRY(policy_of(store, leaf->key, policy));
     run_policy bookkeeping = {.retention = {SE_RETAIN_LAST, 1}};
-    if (se_is_bookkeeping(leaf->key, leaf->key_size))
+    if (se_is_bookkeeping(leaf->key, leaf->key_size) || is_buried_run(store, leaf))
         policy = &bookkeeping;
     if (!sweep->trim_only)
         SE_TRY(bury_expired(store, leaf, sweep, now_us));

@@ -31,6 +31,8 @@ typedef struct {
     uint32_t lost_places;  /* how often this history was begun anew */
 } se_sweep;
 
+/* A tombstone in front of a leaf's records, in the log too; a change is under way, and a frame. */
+se_status se_sweep_bury(se_store *store, se_leaf *leaf, uint64_t now_us);
 /* One step; *done when the walk has passed the last key. SE_BUSY: the sequencer is taken. */
 se_status se_sweep_step(se_store *store, se_sweep *sweep, uint64_t now_us, bool *done);
 /* A whole walk; bound_ns for each wait on the sequencer. */
