@@ -18,7 +18,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from shm_engine import errors, keys, values
+from shm_engine import errors, keys
 from shm_engine._core import NAMES, RunId
 from shm_engine.primitives.arguments import as_int, as_seconds, engine_of
 from shm_engine.states import State
@@ -57,25 +57,25 @@ class StateCell:
     ('busy', 3, 'done')
     """
 
-    __slots__ = ("_bump", "_engine", "_read", "database")
+    __slots__ = ("_bump", "_engine", "_read", "_transition", "database")
 
     def __init__(self, database: Database) -> None:
         engine = engine_of(database)
         self.database = database
         self._engine = engine
         self._bump = engine.bump
-        self._read = engine.get_counted
+        self._read = engine.read_counted
+        self._transition = engine.try_transition
 
     # -- reading ------------------------------------------------------------------------------
 
     def read(self, run: RunId | str, name: str) -> State | None:
         """The cell's state, or None if there is no such cell."""
-        found = self._read(run, TAG, name)
-        return None if found is None else State(found[0], found[1], found[2] // 1000)
+        return self._read(run, TAG, name, State)
 
     def exists(self, run: RunId | str, name: str) -> bool:
         """Whether there is such a cell."""
-        return self._read(run, TAG, name) is not None
+        return self._read(run, TAG, name, State) is not None
 
     def list(self, run: RunId | str) -> builtins.list[str]:
         """The names of the run's cells, in the order of their UTF-8 bytes."""
@@ -169,30 +169,17 @@ class StateCell:
             VersionMismatch: others were quicker 200 times.
             WrongType: `fn` returned no pair.
         """
-        if not callable(fn):
-            raise errors.WrongType("a callable", values.class_name(fn))
-        actual = 0
-        for attempt in range(TRIES):
-            found = self._read(run, TAG, name)
-            if found is None:
-                raise _missing(name)
-            state = State(found[0], found[1], found[2] // 1000)
-            answer = fn(state)
-            if type(answer) is not tuple or len(answer) != 2:
-                kind = values.class_name(answer)
-                raise errors.WrongType(
-                    "(new value, result)",
-                    kind,
-                    f"A transition returns the pair (new value, result), not {kind}.",
-                )
-            version = self._bump(run, TAG, name, answer[0], state.version)
-            if version > 0:
-                return answer[1], version
-            actual = -1 - version
+        done = self._transition(run, TAG, name, fn, State)
+        if type(done) is tuple:
+            return done
+        for attempt in range(1, TRIES):
             _pause(attempt)
+            done = self._transition(run, TAG, name, fn, State)
+            if type(done) is tuple:
+                return done
         raise errors.VersionMismatch(
-            state.version,
-            actual,
+            None,
+            -1 - done,
             f"The state cell {name!r} was changed by others {TRIES} times in a row, each time "
             f"before the transition was done.",
         )
@@ -206,8 +193,6 @@ class StateCell:
     ) -> tuple[T, int]:
         """`transition`, but a missing cell is made first, with `initial`: that then ends at
         version 2, and `fn` gets the initial state."""
-        if not callable(fn):
-            raise errors.WrongType("a callable", values.class_name(fn))
         while True:
             if not self.exists(run, name):
                 self._bump(run, TAG, name, initial, 0)

@@ -1,7 +1,9 @@
 """Types of shm_engine._core, the compiled part. For its meaning see _core.pyx."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, TypeVar, final
+
+T = TypeVar("T")
 
 FORMAT_VERSION: int
 OP_PUT: int
@@ -166,6 +168,17 @@ class Store:
     def bump(
         self, run: RunId | str, tag: int, name: str | bytes, value: Any, expected: int = -1
     ) -> int: ...
+    def read_counted(
+        self, run: RunId | str, tag: int, name: str | bytes, state_type: type[T]
+    ) -> T | None: ...
+    def try_transition(
+        self,
+        run: RunId | str,
+        tag: int,
+        name: str | bytes,
+        fn: Callable[[T], tuple[Any, Any]],
+        state_type: type[T],
+    ) -> Any: ...
     def append_one(self, run: RunId | str, event_type: str, payload: Any) -> tuple[int, bytes]: ...
     def append(
         self, run: RunId | str, events: Iterable[tuple[str, Any]]

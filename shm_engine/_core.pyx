@@ -59,6 +59,7 @@ cdef enum:
     SCAN_BYTES = 3        # (packed value, version, timestamp_us)
 
 cdef object _unpackb = msgpack.unpackb
+cdef object _tuple_new = tuple.__new__
 cdef object _Packer = msgpack.Packer
 cdef dict _runs = {}
 

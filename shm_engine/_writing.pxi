@@ -23,6 +23,10 @@ cdef const char *event_type_text(event_type, Py_ssize_t *size) except NULL:
     return text
 
 
+cdef missing_state(name):
+    return errors.NotFound(f"There is no state cell {name!r}; init() makes it.")
+
+
 cdef size_t write_event_type(uint8_t *data, const char *text, Py_ssize_t size) noexcept:
     """The type of a packed event; how many bytes there are with it."""
     cdef size_t head = SE_EVENT_CONTENT + 1
@@ -347,6 +351,71 @@ cdef class _Writer(_Reader):
         if status != SE_OK:
             self.fail_commit(session, status, (name,))
         return se_session_first_result(session)
+
+    def try_transition(self, run, int tag, name, fn, state_type):
+        """Writes what ``fn(state)`` makes of a counted value, if it is still the same then:
+        (result, counter), or -1 - the counter that it has now."""
+        cdef uint8_t key[KEY_MAX]
+        cdef RunId run_id = as_run(run)
+        cdef Py_ssize_t size = fill_key(key, run_id, tag, name, False)
+        cdef uint64_t counter = 0
+        cdef _Counted packed
+        cdef se_session *session
+        cdef se_status status
+        if not callable(fn):
+            raise errors.WrongType("a callable", values.class_name(fn))
+        state = self.read_state(key, size, state_type, &counter)
+        if state is None:
+            raise missing_state(name)
+        answer = fn(state)
+        if type(answer) is not tuple or len(<tuple> answer) != 2:
+            kind = values.class_name(answer)
+            raise errors.WrongType(
+                "(new value, result)", kind,
+                f"A transition returns the pair (new value, result), not {kind}.")
+        kept = self.encode_counted_to((<tuple> answer)[0], &packed)
+        session = self.start(run_id, 0)
+        status = se_session_add(session, SE_OP_BUMP, key, <uint32_t> size, packed.data,
+                                packed.size, 0, <int64_t> counter)
+        if status != SE_OK:
+            se_session_abandon(session)
+            self.fail(status)
+        status = self.finish(session)
+        if status == SE_MISMATCH and se_session_reply_detail(session) == 0:
+            raise missing_state(name)
+        if status == SE_MISMATCH:
+            return -1 - <int64_t> se_session_reply_detail(session)
+        if status != SE_OK:
+            self.fail_commit(session, status, (name,))
+        counter = <uint64_t> se_session_first_result(session)
+        return (<tuple> answer)[1], counter
+
+    cdef object read_state(self, const uint8_t *key, Py_ssize_t size, state_type,
+                           uint64_t *counter):
+        """The state of a counted value as it is now, or None."""
+        cdef const se_record *record
+        cdef se_session *session = self.session()
+        self.pin(session)
+        try:
+            status = self.find_now(session, key, <uint32_t> size, &record)
+            if status != SE_OK:
+                self.fail(status)
+            if record == NULL or se_record_dead(record, se_clock_real_us()):
+                return None
+            if not se_counted_check(record.value, record.value_size):
+                raise damaged("no counter")
+            counter[0] = se_counted_read(record.value)
+            value = decode(record.value + COUNTED_HEAD, record.value_size - COUNTED_HEAD)
+            return _tuple_new(state_type, (value, counter[0], record.timestamp_us // 1000))
+        finally:
+            self.unpin(session)
+
+    def read_counted(self, run, int tag, name, state_type):
+        """The counted value as a state_type of (value, counter, milliseconds), or None."""
+        cdef uint8_t key[KEY_MAX]
+        cdef uint64_t counter
+        cdef Py_ssize_t size = fill_key(key, as_run(run), tag, name, False)
+        return self.read_state(key, size, state_type, &counter)
 
     cdef object encode_counted_to(self, value, _Counted *packed):
         """As pack_counted, on the stack; what is returned keeps packed.data alive."""

@@ -8,13 +8,15 @@ Invariants: all methods take a run, a type tag (keys.py) and a name; each write 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from shm_engine._core import VALUES, Store
 from shm_engine._core import RunId as RunId
 
 __all__ = ["Engine", "Name", "Operation", "Pinned", "SharedMemoryEngine"]
+
+T = TypeVar("T")
 
 # A user's name is a str, a primitive's own key bytes: all behind run and tag. With tag 0 the bytes
 # are the whole key, run and tag included.
@@ -102,6 +104,17 @@ class Engine(Protocol):
     def bump(
         self, run: RunId | str, tag: int, name: Name, value: Any, expected: int = -1
     ) -> int: ...
+    def read_counted(
+        self, run: RunId | str, tag: int, name: Name, state_type: type[T]
+    ) -> T | None: ...
+    def try_transition(
+        self,
+        run: RunId | str,
+        tag: int,
+        name: Name,
+        fn: Callable[[T], tuple[Any, Any]],
+        state_type: type[T],
+    ) -> Any: ...
     def append_one(self, run: RunId | str, event_type: str, payload: Any) -> tuple[int, bytes]: ...
     def append(
         self, run: RunId | str, events: Iterable[tuple[str, Any]]
