@@ -21,19 +21,31 @@ if TYPE_CHECKING:
     from shm_engine.durability import Durability as Durability
     from shm_engine.metrics import DatabaseMetrics as DatabaseMetrics
     from shm_engine.primitives.kv import KVStore as KVStore
+    from shm_engine.primitives.run_index import RunIndex as RunIndex
     from shm_engine.retention import RetentionPolicy as RetentionPolicy
+    from shm_engine.runs import CreateRunOptions as CreateRunOptions
+    from shm_engine.runs import RunMetadata as RunMetadata
+    from shm_engine.runs import RunQuery as RunQuery
+    from shm_engine.runs import RunStats as RunStats
+    from shm_engine.runs import RunStatus as RunStatus
     from shm_engine.transaction import Snapshot as Snapshot
     from shm_engine.transaction import Transaction as Transaction
     from shm_engine.versions import Version as Version
     from shm_engine.versions import Versioned as Versioned
 
 _HOMES = {
+    "CreateRunOptions": "shm_engine.runs",
     "Database": "shm_engine.database",
     "DatabaseMetrics": "shm_engine.metrics",
     "Durability": "shm_engine.durability",
     "KVStore": "shm_engine.primitives.kv",
     "RetentionPolicy": "shm_engine.retention",
     "RunId": "shm_engine._core",
+    "RunIndex": "shm_engine.primitives.run_index",
+    "RunMetadata": "shm_engine.runs",
+    "RunQuery": "shm_engine.runs",
+    "RunStats": "shm_engine.runs",
+    "RunStatus": "shm_engine.runs",
     "Snapshot": "shm_engine.transaction",
     "Transaction": "shm_engine.transaction",
     "Version": "shm_engine.versions",
@@ -41,12 +53,18 @@ _HOMES = {
 }
 
 __all__ = [
+    "CreateRunOptions",
     "Database",
     "DatabaseMetrics",
     "Durability",
     "KVStore",
     "RetentionPolicy",
     "RunId",
+    "RunIndex",
+    "RunMetadata",
+    "RunQuery",
+    "RunStats",
+    "RunStatus",
     "Snapshot",
     "Transaction",
     "Version",
