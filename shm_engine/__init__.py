@@ -24,8 +24,14 @@ if TYPE_CHECKING:
     from shm_engine.metrics import DatabaseMetrics as DatabaseMetrics
     from shm_engine.primitives.event_log import EventLog as EventLog
     from shm_engine.primitives.kv import KVStore as KVStore
+    from shm_engine.primitives.run_index import RunIndex as RunIndex
     from shm_engine.primitives.state_cell import StateCell as StateCell
     from shm_engine.retention import RetentionPolicy as RetentionPolicy
+    from shm_engine.runs import CreateRunOptions as CreateRunOptions
+    from shm_engine.runs import RunMetadata as RunMetadata
+    from shm_engine.runs import RunQuery as RunQuery
+    from shm_engine.runs import RunStats as RunStats
+    from shm_engine.runs import RunStatus as RunStatus
     from shm_engine.states import State as State
     from shm_engine.transaction import Snapshot as Snapshot
     from shm_engine.transaction import Transaction as Transaction
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ChainVerification": "shm_engine.events",
+    "CreateRunOptions": "shm_engine.runs",
     "Database": "shm_engine.database",
     "DatabaseMetrics": "shm_engine.metrics",
     "Durability": "shm_engine.durability",
@@ -42,6 +49,11 @@ _HOMES = {
     "KVStore": "shm_engine.primitives.kv",
     "RetentionPolicy": "shm_engine.retention",
     "RunId": "shm_engine._core",
+    "RunIndex": "shm_engine.primitives.run_index",
+    "RunMetadata": "shm_engine.runs",
+    "RunQuery": "shm_engine.runs",
+    "RunStats": "shm_engine.runs",
+    "RunStatus": "shm_engine.runs",
     "Snapshot": "shm_engine.transaction",
     "State": "shm_engine.states",
     "StateCell": "shm_engine.primitives.state_cell",
@@ -52,6 +64,7 @@ _HOMES = {
 
 __all__ = [
     "ChainVerification",
+    "CreateRunOptions",
     "Database",
     "DatabaseMetrics",
     "Durability",
@@ -60,6 +73,11 @@ __all__ = [
     "KVStore",
     "RetentionPolicy",
     "RunId",
+    "RunIndex",
+    "RunMetadata",
+    "RunQuery",
+    "RunStats",
+    "RunStatus",
     "Snapshot",
     "State",
     "StateCell",

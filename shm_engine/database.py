@@ -27,7 +27,7 @@ from itertools import chain, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from shm_engine import coordinator, errors, keys, values
+from shm_engine import coordinator, errors, runs, values
 from shm_engine._core import RunId, Store, process_alive, to_run
 from shm_engine.durability import Durability
 from shm_engine.metrics import DatabaseMetrics
@@ -304,43 +304,22 @@ class Database:
     def begin_run(self, run_id: RunId | str | None = None) -> RunId:
         """Registers an active run and returns its id; a new one if none is given.
 
-        Raises InvalidOperation if the run exists already.
+        `RunIndex` gives it a parent, tags and metadata, and finds it again. Raises InvalidOperation
+        if the run exists already.
         """
         self._check_open()
         run = RunId.new() if run_id is None else to_run(run_id)
-        retention = None
-        expected = 0
-        found = self._store.get_run_record(run)
-        if found is not None:
-            status, retention = keys.unpack_run(found[0])
-            expected = found[1]
-            if status != keys.RUN_UNREGISTERED:
-                raise errors.InvalidOperation(f"The run {run} exists already; choose another id.")
-        record = keys.pack_run(keys.RUN_ACTIVE, retention)
-        if self._store.put_run_record(run, record, expected) is None:
-            raise errors.InvalidOperation(f"The run {run} exists already; choose another id.")
+        runs.create(self._store, run, runs.CreateRunOptions())
         return run
 
     def end_run(self, run_id: RunId | str) -> None:
         """Completes an active run: from then on it takes no writes; reading goes on.
 
         Raises NotFound for a run that was never begun, InvalidStatusTransition for one that has
-        ended.
+        ended, ConstraintViolation for the default run.
         """
         self._check_open()
-        run = to_run(run_id)
-        while True:
-            found = self._store.get_run_record(run)
-            status, retention = keys.unpack_run(found[0]) if found else (0, None)
-            if found is None or status == keys.RUN_UNREGISTERED:
-                raise errors.NotFound(f"The run {run} was never begun; begin_run registers it.")
-            if status != keys.RUN_ACTIVE:
-                raise errors.InvalidStatusTransition(
-                    keys.RUN_STATUS_NAMES[status], keys.RUN_STATUS_NAMES[2]
-                )
-            record = keys.pack_run(2, retention)
-            if self._store.put_run_record(run, record, found[1]) is not None:
-                return
+        runs.change_status(self._store, to_run(run_id), runs.RunStatus.COMPLETED)
 
     def set_retention(self, run_id: RunId | str, policy: RetentionPolicy) -> None:
         """Decides how much history the run's keys keep, from now on and for what there is.
@@ -352,21 +331,12 @@ class Database:
         self._check_open()
         if not isinstance(policy, RetentionPolicy):
             raise errors.WrongType("RetentionPolicy", values.class_name(policy))
-        run = to_run(run_id)
-        while True:
-            found = self._store.get_run_record(run)
-            status = keys.unpack_run(found[0])[0] if found else keys.RUN_UNREGISTERED
-            record = keys.pack_run(status, policy)
-            expected = found[1] if found else 0
-            if self._store.put_run_record(run, record, expected) is not None:
-                return
+        runs.set_retention(self._store, to_run(run_id), policy)
 
     def retention(self, run_id: RunId | str) -> RetentionPolicy:
         """The run's retention, KeepAll if it never chose."""
         self._check_open()
-        found = self._store.get_run_record(to_run(run_id))
-        policy = keys.unpack_run(found[0])[1] if found else None
-        return RetentionPolicy.KeepAll if policy is None else policy
+        return runs.retention_of(self._store, to_run(run_id))
 
     # -- transactions -------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ class DatabaseMetrics:
         operations: Committed plus aborted.
         version: The newest commit.
         durable_version: The newest one known to be on the disk; 0 in memory.
-        keys: Keys that have a value (all primitives; run records too).
+        keys: Keys that have a value (all primitives; run records and entries of indexes too).
         conflicts: The same as transactions_aborted.
         trimmed_versions, pressure_trimmed_versions: How often old history was cut by the run's
             retention, and by the high-water rule.

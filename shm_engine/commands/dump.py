@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import msgpack
 
-from shm_engine import errors, keys
+from shm_engine import errors, keys, runs
 from shm_engine._core import RunId
 from shm_engine.commands import files
 from shm_engine.commands.condition import condition_of, database_folder
@@ -165,15 +165,17 @@ class _Lines:
 
 
 def _key_text(key: bytes) -> tuple[str, str, str]:
-    """Run, type and name."""
+    """Run, type and name; of an index's entry and the like, its bytes in hex."""
     tag = key[RUN_SIZE]
     name = key[RUN_SIZE + 1 : -1].decode("utf-8", "backslashreplace")
+    if tag == keys.TAG_RUN and not _is_run_record(key):
+        name = key[RUN_SIZE + 1 :].hex()
     return str(RunId.from_bytes(key[:RUN_SIZE])), TYPES.get(tag, f"type {tag}"), name
 
 
 def _value_of(key: bytes, value: bytes) -> Any:
     """What JSON can say: bytes are {"$hex": ".."}, other floats {"$float": "nan"}."""
-    if key[RUN_SIZE] == keys.TAG_RUN:
+    if _is_run_record(key):
         return _run_record(value)
     try:
         return _plain(msgpack.unpackb(value, strict_map_key=False, unicode_errors="replace"))
@@ -181,13 +183,32 @@ def _value_of(key: bytes, value: bytes) -> Any:
         return {"$undecodable": value.hex()}
 
 
+def _is_run_record(key: bytes) -> bool:
+    return key[RUN_SIZE:] == bytes([keys.TAG_RUN]) + keys.RUN_RECORD
+
+
 def _run_record(value: bytes) -> Any:
     try:
-        status, retention = keys.unpack_run(value)
+        record = runs.unpack(value)
     except errors.Error:
         return {"$undecodable": value.hex()}
-    name = keys.RUN_STATUS_NAMES.get(status, "Unregistered")
-    return {"status": name, "retention": None if retention is None else repr(retention)}
+    retention = None if record.retention is None else repr(record.retention)
+    shown = {
+        "status": keys.RUN_STATUS_NAMES.get(record.status, "Unregistered"),
+        "retention": retention,
+    }
+    if not record.has_details:
+        return shown
+    return shown | {
+        "name": record.name,
+        "parent": None if record.parent is None else str(RunId.from_bytes(record.parent)),
+        "created": time_text(record.created_us),
+        "updated": time_text(record.updated_us),
+        "completed": None if record.completed_us is None else time_text(record.completed_us),
+        "tags": list(record.tags),
+        "error": record.error,
+        "metadata": _plain(record.metadata),
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -470,10 +470,13 @@ static bool is_remedy(const se_op *op) {
     return run.status > SE_RUN_ACTIVE || run.retention_kind != SE_RETAIN_DEFAULT;
 }
 
-/* Deletes and remedies may use the reserve. */
+/* Deletes and remedies may use the reserve, and what the indexes over runs need for them. */
 static se_status survey_one(commit *c, se_op *op) {
-    bool takes = op->kind == SE_OP_INCREMENT || op->kind == SE_OP_APPEND ||
-                 op->kind == SE_OP_BUMP || (op->kind == SE_OP_PUT && !is_remedy(op));
+    bool writes = op->kind == SE_OP_PUT || op->kind == SE_OP_INCREMENT ||
+                  op->kind == SE_OP_APPEND || op->kind == SE_OP_BUMP;
+    bool of_index = op_key(op)[SE_RUN_ID_SIZE] == SE_TAG_RUN &&
+                    se_is_bookkeeping(op_key(op), op->key_size);
+    bool takes = writes && !of_index && !is_remedy(op);
     if (takes)
         c->store->deleting = false;
     c->append_count += op->kind == SE_OP_APPEND;

@@ -293,18 +293,25 @@ def test_dump_shows_every_kind_of_operation(tmp_path: Path) -> None:
         kv.put_with_ttl(run, "soon", [1.5, float("inf"), None], 1000)
         kv.put(run, "bad\x1b[2J\nkey", "text\x1b[0m")
         kv.delete(run, "soon")
-        lines = call("dump", folder).stdout.splitlines()
-        found = [json.loads(line) for line in call("dump", folder, "--json").stdout.splitlines()]
+        shown = call("dump", folder).stdout.splitlines()
+        every = [json.loads(line) for line in call("dump", folder, "--json").stdout.splitlines()]
+    found = [entry for entry in every if entry["run"] == str(run)]
+    indexes = [entry for entry in every if entry["run"] == "default"]
     assert [entry["kind"] for entry in found] == ["put", "put", "put", "put", "delete"]
     assert [entry["type"] for entry in found] == ["run", "run", "kv", "kv", "kv"]
-    assert found[1]["value"] == {"status": "Active", "retention": "RetentionPolicy.KeepLast(3)"}
+    record = found[1]["value"]
+    assert (record["status"], record["retention"]) == ("Active", "RetentionPolicy.KeepLast(3)")
+    assert (record["tags"], record["metadata"], record["completed"]) == ([], None, None)
+    assert found[0]["value"] == {**record, "retention": None}
     assert found[2]["value"] == [1.5, {"$float": "inf"}, None]
     assert found[2]["expires"] > found[2]["time"]
     assert found[3]["key"] == "bad\x1b[2J\nkey"
     assert found[4]["value"] is None
-    assert {entry["run"] for entry in found} == {str(run)}
-    assert len(lines) == 5
-    assert not any("\x1b" in line for line in lines)
+    assert {entry["version"] for entry in indexes} == {found[0]["version"]}
+    assert [entry["key"][:4] for entry in indexes] == ["0174", "0173", "0163"]
+    assert [entry["value"] for entry in indexes] == [None, None, 1]
+    assert len(shown) == len(every) == 8
+    assert not any("\x1b" in line for line in shown)
 
 
 def test_dump_goes_up_to_damage_and_fails(logged: Path) -> None:

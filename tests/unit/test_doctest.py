@@ -41,6 +41,8 @@ def test_the_examples_of_the_docstrings_hold(
         "shm_engine.database",
         "shm_engine.errors",
         "shm_engine.primitives.kv",
+        "shm_engine.primitives.run_index",
+        "shm_engine.runs",
         "shm_engine.transaction",
         "shm_engine.values",
         "shm_engine.versions",

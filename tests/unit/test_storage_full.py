@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shm_engine import Database, KVStore, RetentionPolicy, RunId, errors
+from shm_engine import Database, KVStore, RetentionPolicy, RunId, RunIndex, errors
 from tests.harness.refusal import contents
 from tests.harness.threads import in_threads
 
@@ -262,3 +262,23 @@ def test_a_write_set_beyond_its_limit_is_refused_whatever_the_room() -> None:
         assert kv.mset(RUN, {f"k{i}": large for i in range(4)})
         assert kv.mdelete(RUN, [f"k{i}" for i in range(4)]) == 4
         assert kv.list_with_values(RUN) == [("a", 1)]
+
+
+def test_a_run_can_be_ended_and_deleted_in_a_full_store() -> None:
+    """Ending a run writes index entries and counters too; they once kept it from the reserve."""
+    with Database.ephemeral(map_size=1 << 20) as db:
+        kv, index = KVStore(db), RunIndex(db)
+        runs = [db.begin_run() for _ in range(20)]
+        for size in (1000, 100, 10, 0):
+            with pytest.raises(errors.StorageFull):
+                put_for_ever(kv, size)
+        for run in runs[:10]:
+            db.end_run(run)
+        for run in runs[10:]:
+            index.delete_run(run)
+        assert index.get_stats().completed_runs == index.count() == 10
+
+
+def put_for_ever(kv: KVStore, size: int) -> None:
+    for number in itertools.count():
+        kv.put("default", f"{size}/{number}", bytes(size))
