@@ -89,4 +89,7 @@ def unpack_run(record: bytes) -> tuple[int, RetentionPolicy | None]:
         raise errors.Corruption("shared memory", 0, "A run's record holds unknown numbers.")
     if kind == 0:
         return status, None
-    return status, RetentionPolicy.of(_RETENTION_NAMES[kind], amount)
+    try:
+        return status, RetentionPolicy.of(_RETENTION_NAMES[kind], amount)
+    except errors.ConstraintViolation as error:
+        raise errors.Corruption("shared memory", 0, f"A run's record: {error}") from error

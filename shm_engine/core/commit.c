@@ -389,13 +389,15 @@ static se_status apply_increment(commit *c, se_op *op, se_leaf *leaf, se_record 
     return write_record(c, &new, leaf, head);
 }
 
+static bool is_check(const se_op *op) {
+    return op->kind == SE_OP_CHECK || op->kind == SE_OP_EXPECT || op->kind == SE_OP_CHECK_RANGE;
+}
+
 static se_status apply_op(commit *c, se_op *op) {
     se_leaf *leaf;
     se_record *head;
-    if (op->kind == SE_OP_CHECK || op->kind == SE_OP_EXPECT || op->kind == SE_OP_CHECK_RANGE)
+    if (is_check(op))
         return SE_OK;
-    if (SE_UNLIKELY(c->run_closed && op_key(op)[SE_RUN_ID_SIZE] != SE_TAG_RUN))
-        return SE_RUN_CLOSED;
     SE_TRY(find_leaf(c, op, &leaf));
     SE_TRY(head_of(c, leaf, &head));
     switch (op->kind) {
@@ -470,13 +472,16 @@ static bool is_remedy(const se_op *op) {
     return run.status > SE_RUN_ACTIVE || run.retention_kind != SE_RETAIN_DEFAULT;
 }
 
-/* Deletes and remedies may use the reserve, and what the indexes over runs need for them. */
+/* A run that is not active is told before anything else; its own record may always change. Deletes
+ * and remedies may use the reserve, and what the indexes over runs need for them. */
 static se_status survey_one(commit *c, se_op *op) {
-    bool writes = op->kind == SE_OP_PUT || op->kind == SE_OP_INCREMENT ||
-                  op->kind == SE_OP_APPEND || op->kind == SE_OP_BUMP;
-    bool of_index = op_key(op)[SE_RUN_ID_SIZE] == SE_TAG_RUN &&
-                    se_is_bookkeeping(op_key(op), op->key_size);
-    bool takes = writes && !of_index && !is_remedy(op);
+    if (is_check(op))
+        return SE_OK;
+    bool of_runs = op_key(op)[SE_RUN_ID_SIZE] == SE_TAG_RUN;
+    if (SE_UNLIKELY(c->run_closed && !of_runs))
+        return SE_RUN_CLOSED;
+    bool of_index = of_runs && se_is_bookkeeping(op_key(op), op->key_size);
+    bool takes = op->kind != SE_OP_DELETE && !of_index && !is_remedy(op);
     if (takes)
         c->store->deleting = false;
     c->append_count += op->kind == SE_OP_APPEND;
