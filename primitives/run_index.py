@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shm_engine import errors, keys, runs, values
 from shm_engine._core import NAMES, RunId, to_run
+from shm_engine.primitives.arguments import engine_of
 from shm_engine.runs import CreateRunOptions, RunMetadata, RunQuery, RunRecord, RunStats, RunStatus
 
 if TYPE_CHECKING:
     from shm_engine.database import Database
-    from shm_engine.engine import Engine, Pinned
+    from shm_engine.engine import Pinned
 
 __all__ = ["RunIndex"]
 
@@ -64,9 +65,7 @@ class RunIndex:
     __slots__ = ("_engine", "database")
 
     def __init__(self, database: Database) -> None:
-        engine: Engine | None = getattr(database, "engine", None)
-        if engine is None:
-            raise errors.WrongType("Database", values.class_name(database))
+        engine = engine_of(database)
         self.database = database
         self._engine = engine
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from shm_engine.primitives.kv import KVStore as KVStore
     from shm_engine.primitives.run_index import RunIndex as RunIndex
     from shm_engine.primitives.state_cell import StateCell as StateCell
+    from shm_engine.primitives.trace_store import TraceStore as TraceStore
     from shm_engine.retention import RetentionPolicy as RetentionPolicy
     from shm_engine.runs import CreateRunOptions as CreateRunOptions
     from shm_engine.runs import RunMetadata as RunMetadata
@@ -33,6 +34,16 @@ if TYPE_CHECKING:
     from shm_engine.runs import RunStats as RunStats
     from shm_engine.runs import RunStatus as RunStatus
     from shm_engine.states import State as State
+    from shm_engine.traces import Custom as Custom
+    from shm_engine.traces import Decision as Decision
+    from shm_engine.traces import ErrorTrace as ErrorTrace
+    from shm_engine.traces import Query as Query
+    from shm_engine.traces import Thought as Thought
+    from shm_engine.traces import ToolCall as ToolCall
+    from shm_engine.traces import Trace as Trace
+    from shm_engine.traces import TraceOptions as TraceOptions
+    from shm_engine.traces import TraceTree as TraceTree
+    from shm_engine.traces import TraceType as TraceType
     from shm_engine.transaction import Snapshot as Snapshot
     from shm_engine.transaction import Transaction as Transaction
     from shm_engine.versions import Version as Version
@@ -41,12 +52,16 @@ if TYPE_CHECKING:
 _HOMES = {
     "ChainVerification": "shm_engine.events",
     "CreateRunOptions": "shm_engine.runs",
+    "Custom": "shm_engine.traces",
     "Database": "shm_engine.database",
     "DatabaseMetrics": "shm_engine.metrics",
+    "Decision": "shm_engine.traces",
     "Durability": "shm_engine.durability",
+    "ErrorTrace": "shm_engine.traces",
     "Event": "shm_engine.events",
     "EventLog": "shm_engine.primitives.event_log",
     "KVStore": "shm_engine.primitives.kv",
+    "Query": "shm_engine.traces",
     "RetentionPolicy": "shm_engine.retention",
     "RunId": "shm_engine._core",
     "RunIndex": "shm_engine.primitives.run_index",
@@ -57,6 +72,13 @@ _HOMES = {
     "Snapshot": "shm_engine.transaction",
     "State": "shm_engine.states",
     "StateCell": "shm_engine.primitives.state_cell",
+    "Thought": "shm_engine.traces",
+    "ToolCall": "shm_engine.traces",
+    "Trace": "shm_engine.traces",
+    "TraceOptions": "shm_engine.traces",
+    "TraceStore": "shm_engine.primitives.trace_store",
+    "TraceTree": "shm_engine.traces",
+    "TraceType": "shm_engine.traces",
     "Transaction": "shm_engine.transaction",
     "Version": "shm_engine.versions",
     "Versioned": "shm_engine.versions",
@@ -65,12 +87,16 @@ _HOMES = {
 __all__ = [
     "ChainVerification",
     "CreateRunOptions",
+    "Custom",
     "Database",
     "DatabaseMetrics",
+    "Decision",
     "Durability",
+    "ErrorTrace",
     "Event",
     "EventLog",
     "KVStore",
+    "Query",
     "RetentionPolicy",
     "RunId",
     "RunIndex",
@@ -81,6 +107,13 @@ __all__ = [
     "Snapshot",
     "State",
     "StateCell",
+    "Thought",
+    "ToolCall",
+    "Trace",
+    "TraceOptions",
+    "TraceStore",
+    "TraceTree",
+    "TraceType",
     "Transaction",
     "Version",
     "Versioned",

@@ -14,12 +14,13 @@ Errors:     an error leaves nothing written; the snapshot is let go in any case
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from shm_engine import _core, errors, events, keys, values
+from shm_engine import _core, errors, events, keys, trace_layout, values
 from shm_engine._core import RunId
 from shm_engine.events import Event
+from shm_engine.traces import Custom, TraceType
 from shm_engine.versions import Version, Versioned
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class Transaction:
         "_read",
         "_serializable",
         "_state",
+        "_traces",
         "_writes",
         "run",
     )
@@ -176,6 +178,7 @@ class Transaction:
         self._log_length = 0  # of the run's log in the snapshot, from the first event_append on
         self._events: list[bytes] = []  # packed, behind it
         self._cells: dict[str, tuple[bytes, int]] = {}  # packed value and version
+        self._traces: dict[str, trace_layout.Parent] = {}  # own ones, which may be parents
         self._state = "active"
         self._pin: Pinned = engine.open_pin()
 
@@ -437,6 +440,50 @@ class Transaction:
         self._ops.append((_core.OP_BUMP, keys.TAG_STATE, name, packed, 0, -1))
         return version
 
+    # -- traces -------------------------------------------------------------------------------
+
+    def trace_record(
+        self, trace_type: TraceType | str, metadata: Any = None, tags: Iterable[str] = ()
+    ) -> str:
+        """Records a trace without a parent at commit; its id, "trace-<uuid>".
+
+        A str is the name of a `Custom` type. The trace's time is that of this call. It never
+        conflicts.
+        """
+        self._check()
+        return self._record(trace_type, metadata, tags, None)
+
+    def trace_record_child(
+        self,
+        parent_id: str,
+        trace_type: TraceType | str,
+        metadata: Any = None,
+        tags: Iterable[str] = (),
+    ) -> str:
+        """The same below the trace with the id `parent_id`, an own one included; NotFound if this
+        transaction sees none."""
+        self._check()
+        parent = self._traces.get(parent_id) if type(parent_id) is str else None
+        if parent is None:
+            found = trace_layout.locate(self._engine, self.run, parent_id, self._pin)
+            if found is None:
+                raise trace_layout.missing_parent(self.run, parent_id)
+            parent = trace_layout.Parent(parent_id, found[0], found[2])
+        return self._record(trace_type, metadata, tags, parent)
+
+    def _record(
+        self,
+        trace_type: TraceType | str,
+        metadata: Any,
+        tags: Iterable[str],
+        parent: trace_layout.Parent | None,
+    ) -> str:
+        kind = Custom(trace_type) if isinstance(trace_type, str) else trace_type
+        trace_id, uuid, ops = trace_layout.plan_trace(self._engine, kind, tags, metadata, parent)
+        self._ops += ops
+        self._traces[trace_id] = trace_layout.Parent(trace_id, uuid, 0)
+        return trace_id
+
     # -- ending -------------------------------------------------------------------------------
 
     def commit(self) -> int:
@@ -459,6 +506,9 @@ class Transaction:
             if isinstance(conflict.key, bytes):
                 raise _conflict_beside_keys(conflict.key) from None
             raise
+        except errors.VersionMismatch:
+            self._end("rolled back")
+            raise _conflict_beside_keys(b"") from None  # the parent of a trace
         except BaseException:
             self._end("rolled back")
             raise
@@ -480,7 +530,10 @@ class Transaction:
                 ops.append((_core.OP_PUT, tag, key, packed, 0, 0))
         for key, delta in self._increments.items():
             ops.append((_core.OP_INCREMENT, tag, key, None, 0, delta))
-        return ops + self._ops if self._ops else ops
+        ops += self._ops
+        if self._traces:
+            ops.append(trace_layout.count_operation(len(self._traces)))
+        return ops
 
     def rollback(self) -> None:
         """Drops all writes; after a commit or again it does nothing."""
@@ -495,6 +548,7 @@ class Transaction:
         self._ops.clear()
         self._events.clear()
         self._cells.clear()
+        self._traces.clear()
 
     def __enter__(self) -> Transaction:
         return self
