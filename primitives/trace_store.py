@@ -21,22 +21,22 @@ from shm_engine._core import NAMES, VALUES
 from shm_engine.primitives.arguments import as_count, as_list, engine_of
 from shm_engine.trace_layout import (
     BY_PARENT,
-    COUNT_ONE,
     RECORD,
     UUID_SIZE,
     Parent,
+    add_trace,
     build,
+    count_traces,
     locate,
     missing_parent,
-    plan_trace,
     shown,
 )
 from shm_engine.traces import KIND_NAMES, Custom, Trace, TraceOptions, TraceTree, TraceType
 
 if TYPE_CHECKING:
-    from shm_engine._core import RunId
+    from shm_engine._core import RunId, WriteSet
     from shm_engine.database import Database
-    from shm_engine.engine import Operation, Pinned
+    from shm_engine.engine import Pinned
 
 __all__ = ["TraceStore"]
 
@@ -72,13 +72,14 @@ class TraceStore:
     1 ToolCall ['search', 'external-api']
     """
 
-    __slots__ = ("_commit", "_engine", "database")
+    __slots__ = ("_commit", "_engine", "_write_set", "database")
 
     def __init__(self, database: Database) -> None:
         engine = engine_of(database)
         self.database = database
         self._engine = engine
         self._commit = engine.commit
+        self._write_set = engine.write_set
 
     # -- recording ----------------------------------------------------------------------------
 
@@ -94,9 +95,10 @@ class TraceStore:
         Equal tags are kept once. Raises WrongType, InvalidKey, ConstraintViolation or
         SerializationError for what cannot be stored, naming the field.
         """
-        trace_id, _, ops = plan_trace(self._engine, trace_type, tags, metadata)
-        ops.append(COUNT_ONE)
-        self._commit(run, ops, 0)
+        writes = self._write_set(run)
+        trace_id, _ = add_trace(writes, trace_type, tags, metadata)
+        count_traces(writes, 1)
+        self._commit(run, writes, 0)
         return trace_id
 
     def record_child(
@@ -110,10 +112,11 @@ class TraceStore:
         """As `record`, below the trace with the id `parent_id`; NotFound if there is none."""
         parent = self._parent(run, parent_id)
         while True:
-            trace_id, _, ops = plan_trace(self._engine, trace_type, tags, metadata, parent)
-            ops.append(COUNT_ONE)
+            writes = self._write_set(run)
+            trace_id, _ = add_trace(writes, trace_type, tags, metadata, parent)
+            count_traces(writes, 1)
             try:
-                self._commit(run, ops, 0)
+                self._commit(run, writes, 0)
             except errors.VersionMismatch:
                 parent = self._parent(run, parent_id)
             else:
@@ -157,12 +160,13 @@ class TraceStore:
             parent = None
             if options.parent_id is not None:
                 parent = self._parent(run, options.parent_id)
-            trace_id, _, ops = plan_trace(
-                self._engine, trace_type, options.tags, options.metadata, parent, options.id
+            writes = self._write_set(run)
+            trace_id, _ = add_trace(
+                writes, trace_type, options.tags, options.metadata, parent, options.id
             )
-            ops.append(COUNT_ONE)
+            count_traces(writes, 1)
             try:
-                self._commit(run, ops, 0)
+                self._commit(run, writes, 0)
             except errors.VersionMismatch:
                 self._check_free(run, options)
             else:
@@ -178,9 +182,10 @@ class TraceStore:
         """
         wanted = [_checked(item) for item in as_list(items, "pairs of TraceType and TraceOptions")]
         while wanted:
-            ids, ops = self._plan_many(run, wanted)
+            writes = self._write_set(run)
+            ids = self._add_many(run, writes, wanted)
             try:
-                self._commit(run, ops, 0)
+                self._commit(run, writes, 0)
             except errors.VersionMismatch:
                 for _, options in wanted:
                     self._check_free(run, options)
@@ -188,21 +193,23 @@ class TraceStore:
                 return ids
         return []
 
-    def _plan_many(
-        self, run: RunId | str, wanted: builtins.list[tuple[TraceType, TraceOptions]]
-    ) -> tuple[builtins.list[str], builtins.list[Operation]]:
+    def _add_many(
+        self,
+        run: RunId | str,
+        writes: WriteSet,
+        wanted: builtins.list[tuple[TraceType, TraceOptions]],
+    ) -> builtins.list[str]:
         parents: dict[str, Parent] = {}
         given: set[str] = set()
         ids: builtins.list[str] = []
-        all_ops: builtins.list[Operation] = []
         for trace_type, options in wanted:
             parent = None
             if options.parent_id is not None:
                 known = parents.get(options.parent_id) if type(options.parent_id) is str else None
                 parent = known or self._parent(run, options.parent_id)
                 parents[parent.id] = parent
-            trace_id, uuid, ops = plan_trace(
-                self._engine, trace_type, options.tags, options.metadata, parent, options.id
+            trace_id, uuid = add_trace(
+                writes, trace_type, options.tags, options.metadata, parent, options.id
             )
             if options.id is not None:
                 if trace_id in given:
@@ -210,9 +217,8 @@ class TraceStore:
                 given.add(trace_id)
                 parents[trace_id] = Parent(trace_id, uuid, 0)
             ids.append(trace_id)
-            all_ops += ops
-        all_ops.append(trace_layout.count_operation(len(wanted)))
-        return ids, all_ops
+        count_traces(writes, len(wanted))
+        return ids
 
     def _parent(self, run: RunId | str, parent_id: str) -> Parent:
         found = locate(self._engine, run, parent_id)
@@ -381,13 +387,7 @@ class TraceStore:
             found = locate(self._engine, run, root_id, pin)
             if found is None:
                 return None
-            uuids = [found[0]]
-            parents = [0]  # the place of each one's parent in uuids
-            for place, uuid in enumerate(uuids):  # which grows meanwhile
-                names, _ = self._engine.scan(run, TAG, BY_PARENT + uuid, pin, None, None, NAMES)
-                if names:
-                    uuids += [name[-UUID_SIZE:] for name in names]
-                    parents += [place] * len(names)
+            uuids, parents = self._engine.descend(run, TAG, trace_layout.BY_PARENT, found[0], pin)
             trees = [TraceTree(trace) for trace in self._traces(run, uuids, pin)]
         for place in range(1, len(trees)):
             trees[parents[place]].children.append(trees[place])

@@ -68,6 +68,7 @@ WATCH_S = 1.0 # who waits looks again after so long: a handle may be closed mean
 
 
 include "_names.pxi"
+include "_uuids.pxi"
 include "_values.pxi"
 include "_attachment.pxi"
 include "_reading.pxi"

@@ -155,6 +155,12 @@ cdef Py_ssize_t fill_key(uint8_t *key, RunId run, int tag, object name, bint pre
     return PREFIX_SIZE + size + 1
 
 
+def check_name(name, bint prefix=False):
+    """Raises what a read or write of this name would; a prefix may be empty."""
+    cdef uint8_t key[KEY_MAX]
+    fill_key(key, DEFAULT_RUN, 1, name, prefix)
+
+
 cdef Py_ssize_t fill_raw_key(uint8_t *key, RunId run, int tag, bytes name,
                              bint prefix) except -1:
     cdef Py_ssize_t size = PyBytes_GET_SIZE(name)

@@ -84,6 +84,46 @@ cdef class _Walk:
             status[0] = SE_OK
         return 0
 
+    cdef Py_ssize_t descend(self, Py_ssize_t start_size, list found, list places,
+                            Py_ssize_t place) except -1:
+        """The children of those from `place` on, as many as one pin allows; where to go on."""
+        cdef _Reader reader = self.reader
+        cdef se_session *session = reader.session()
+        cdef se_status status = SE_OK
+        cdef se_leaf *leaf
+        cdef const se_record *record
+        cdef uint64_t offset
+        cdef c_bool hidden = False
+        cdef int visited = 0
+        reader.pin(session)
+        try:
+            status = se_reader_hides(&reader.store, self.prefix, self.pin.version, &hidden)
+            while status == SE_OK and not hidden and place < len(found) and visited < SCAN_BATCH:
+                memcpy(self.prefix + start_size, PyBytes_AS_STRING(<bytes> found[place]), 16)
+                status = se_iter_seek(self.iter, &reader.store, self.prefix,
+                                      <uint32_t> self.prefix_size)
+                visited += 1
+                while status == SE_OK:
+                    status = se_iter_next(self.iter, &offset)
+                    leaf = NULL if status != SE_OK or offset == 0 else se_leaf_at(&reader.store,
+                                                                                  offset)
+                    if leaf == NULL or leaf.key_size != self.prefix_size + 16 or memcmp(
+                            leaf.key, self.prefix, self.prefix_size) != 0:
+                        break
+                    visited += 1
+                    if se_record_visible(&reader.store, leaf, self.pin.version,
+                                         &record) == SE_OK and record != NULL and (
+                                             not se_record_dead(record, self.pin.now_us)):
+                        found.append(PyBytes_FromStringAndSize(
+                            <char *> leaf.key + self.prefix_size, 16))
+                        places.append(place)
+                place += 1
+        finally:
+            reader.unpin(session)
+        if status != SE_OK:
+            reader.fail(status)
+        return len(found) if hidden else place
+
     cdef bint is_past(self, se_leaf *leaf):
         cdef Py_ssize_t shorter = min(<Py_ssize_t> leaf.key_size, self.stop_size)
         cdef int order
@@ -270,6 +310,20 @@ cdef class _Reader(_Attachment):
         except UnicodeDecodeError as error:
             raise damaged(error) from error
         return walk.names, walk.found
+
+    def descend(self, run, int tag, bytes start not None, bytes root not None, Pin pin not None):
+        """All that hangs below `root` by keys start + parent + child, both of 16 bytes: the
+        children, breadth first, and for each the place of its parent, 0 being the root."""
+        cdef _Walk walk = _Walk(self, pin, SCAN_NAMES, True)
+        cdef Py_ssize_t start_size = fill_key(walk.prefix, as_run(run), tag, start, True)
+        cdef list found = [root]
+        cdef list places = [-1]
+        cdef Py_ssize_t place = 0
+        walk.prefix_size = start_size + 16
+        walk.check()
+        while place < len(found):
+            place = walk.descend(start_size, found, places, place)
+        return found, places
 
     def history(self, run, int tag, name, limit=None, before=None):
         """([(value, version, timestamp_us, is_tombstone)], cut), newest first."""

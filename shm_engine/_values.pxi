@@ -44,7 +44,6 @@ cdef object damaged(error):
 
 cdef struct _Ready:
     uint32_t kind, key_size, value_size
-    const char *value
     uint64_t expires_us
     int64_t argument
 

@@ -57,9 +57,8 @@ cdef class _Writer(_Reader):
 
     def check_name(self, name, bint prefix=False):
         """Raises what a read or write of this name would; a prefix may be empty."""
-        cdef uint8_t key[KEY_MAX]
         self.check_open()
-        fill_key(key, <RunId> DEFAULT_RUN, 1, name, prefix)
+        check_name(name, prefix)
 
     cpdef bytes encode(self, value):
         """The packed value, or the precise error of values.explain."""
@@ -631,44 +630,44 @@ cdef class _Writer(_Reader):
         return self.commit(run, [(SE_OP_DELETE, tag, name, None, 0, 0)
                                  for name in dict.fromkeys(names)], 0)[1]
 
+    def write_set(self, run):
+        """An empty one, for `commit`."""
+        cdef WriteSet made = WriteSet.__new__(WriteSet)
+        made.writer = self
+        made.run = as_run(run)
+        made.ready = _Buffer()
+        made.names = []
+        return made
+
     def commit(self, run, ops, uint64_t snapshot):
-        """ops: (kind, tag, name, packed value or None, expires_us, argument); gives (version,
-        how many keys it deleted, timestamp_us)."""
-        cdef _Buffer ready = _Buffer() # one _Ready each, then its key
+        """ops: a WriteSet, or tuples of what its `add` takes; gives (version, how many keys it
+        deleted, timestamp_us)."""
+        cdef WriteSet writes
         cdef _Ready op
-        cdef uint8_t key[KEY_MAX]
-        cdef RunId run_id = as_run(run)
-        cdef Py_ssize_t size, index
         cdef size_t at = 0
+        cdef uint8_t *data
         cdef se_session *session
         cdef se_status status = SE_OK
-        cdef list names = []
-        cdef list packed_values = []
-        cdef bytes packed
-        for kind, tag, name, packed, expires_us, argument in ops:
-            op.kind = kind
-            op.key_size = <uint32_t> fill_key(key, run_id, tag, name, op.kind == SE_OP_CHECK_RANGE)
-            op.expires_us = expires_us
-            op.argument = argument
-            op.value = NULL if packed is None else PyBytes_AS_STRING(packed)
-            op.value_size = 0 if packed is None else <uint32_t> PyBytes_GET_SIZE(packed)
-            ready.add(&op, sizeof(op))
-            ready.add(key, op.key_size)
-            packed_values.append(packed) # keeps the bytes that op.value points into
-            names.append(name)
-        session = self.start(run_id, snapshot)
-        while status == SE_OK and at < ready.used: # no Python code runs in here
-            memcpy(&op, ready.data + at, sizeof(op))
-            at += sizeof(op)
-            status = se_session_add(session, op.kind, ready.data + at, op.key_size, op.value,
+        if type(ops) is WriteSet:
+            writes = <WriteSet> ops
+        else:
+            writes = self.write_set(run)
+            for kind, tag, name, packed, expires_us, argument in ops:
+                writes.add(kind, tag, name, packed, expires_us, argument)
+        session = self.start(writes.run, snapshot)
+        while status == SE_OK and at < writes.ready.used: # no Python code runs in here
+            data = writes.ready.data + at
+            memcpy(&op, data, sizeof(op))
+            data += sizeof(op)
+            status = se_session_add(session, op.kind, data, op.key_size, data + op.key_size,
                                     op.value_size, op.expires_us, op.argument)
-            at += op.key_size
+            at += sizeof(op) + op.key_size + op.value_size
         if status != SE_OK:
             se_session_abandon(session)
             self.fail(status)
         status = self.finish(session)
         if status != SE_OK:
-            self.fail_commit(session, status, names)
+            self.fail_commit(session, status, writes.names)
         return (se_session_reply_version(session),
                 se_session_count_results(session, SE_OP_DELETE),
                 se_session_reply_timestamp(session))
@@ -718,3 +717,76 @@ cdef class _Writer(_Reader):
                     record.version)
         finally:
             self.unpin(session)
+
+
+@cython.no_gc_clear
+cdef class WriteSet:
+    """The operations of one commit to one run, encoded as they are added."""
+    cdef _Writer writer
+    cdef RunId run
+    cdef _Buffer ready # one _Ready each, then its key and its value
+    cdef list names    # of the keys, for errors
+
+    def __len__(self):
+        return len(self.names)
+
+    cpdef add(self, int kind, int tag, name, bytes packed=None, uint64_t expires_us=0,
+              int64_t argument=0):
+        """An operation; `packed` is its value, which PUT, APPEND and BUMP have."""
+        cdef uint8_t key[KEY_MAX]
+        cdef _Ready op
+        op.kind = kind
+        op.key_size = <uint32_t> fill_key(key, self.run, tag, name, kind == SE_OP_CHECK_RANGE)
+        op.value_size = 0 if packed is None else <uint32_t> PyBytes_GET_SIZE(packed)
+        op.expires_us = expires_us
+        op.argument = argument
+        self.ready.add(&op, sizeof(op))
+        self.ready.add(key, op.key_size)
+        if op.value_size:
+            self.ready.add(PyBytes_AS_STRING(packed), op.value_size)
+        self.names.append(name)
+
+    def add_entry(self, int tag, bytes start not None, bytes end not None, value, list indexes):
+        """PUT of the value under start + end, and of nil under each of the indexes + end. If the
+        value cannot be encoded, nothing is added."""
+        cdef size_t before = self.ready.used
+        cdef _Ready op
+        cdef size_t size
+        cdef uint8_t *data
+        memset(&op, 0, sizeof(op))
+        op.kind = SE_OP_PUT
+        self.add_key(&op, tag, start, end)
+        try:
+            self.ready.reserve(PLAIN_MAX)
+            data = self.ready.data + self.ready.used
+            size = se_codec_write(value, data, PLAIN_MAX)
+            if size > 0:
+                self.ready.used += size
+            else:
+                alone = self.writer.encode_any(value)
+                size = PyBytes_GET_SIZE(alone)
+                self.ready.add(PyBytes_AS_STRING(alone), size)
+        except BaseException:
+            self.ready.used = before
+            raise
+        op.value_size = <uint32_t> size
+        memcpy(self.ready.data + before, &op, sizeof(op))
+        self.names.append(start)
+        op.value_size = 1
+        for index in indexes:
+            self.add_key(&op, tag, index, end)
+            self.ready.add(b"\xc0", 1)
+            self.names.append(index)
+
+    cdef int add_key(self, _Ready *op, int tag, bytes start, bytes end) except -1:
+        cdef uint8_t key[PREFIX_SIZE]
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(start) + PyBytes_GET_SIZE(end)
+        if size == 0 or PREFIX_SIZE + size > KEY_MAX:
+            raise errors.InternalError(f"A key of {PREFIX_SIZE + size} bytes cannot be.")
+        memcpy(key, self.run.raw, 16)
+        key[16] = <uint8_t> tag
+        op.key_size = <uint32_t> (PREFIX_SIZE + size)
+        self.ready.add(op, sizeof(op[0]))
+        self.ready.add(key, PREFIX_SIZE)
+        self.ready.add(PyBytes_AS_STRING(start), PyBytes_GET_SIZE(start))
+        return self.ready.add(PyBytes_AS_STRING(end), PyBytes_GET_SIZE(end))

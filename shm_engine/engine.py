@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from shm_engine._core import VALUES, Store
+from shm_engine._core import VALUES, Store, WriteSet
 from shm_engine._core import RunId as RunId
 
 __all__ = ["Engine", "Name", "Operation", "Pinned", "SharedMemoryEngine"]
@@ -77,6 +77,9 @@ class Engine(Protocol):
         form: int = VALUES,
         stop: bytes | None = None,
     ) -> tuple[list[Any], list[Any] | None]: ...
+    def descend(
+        self, run: RunId | str, tag: int, start: bytes, root: bytes, pin: Any
+    ) -> tuple[list[bytes], list[int]]: ...
     def history(
         self,
         run: RunId | str,
@@ -124,8 +127,12 @@ class Engine(Protocol):
     def wait_for(self, watched: Any, seconds: float) -> None: ...
     def put_many(self, run: RunId | str, tag: int, names: list[str], values: list[Any]) -> int: ...
     def delete_many(self, run: RunId | str, tag: int, names: Iterable[str]) -> int: ...
+    def write_set(self, run: RunId | str) -> WriteSet: ...
     def commit(
-        self, run: RunId | str, ops: Sequence[Operation], snapshot: int
+        self,
+        run: RunId | str,
+        ops: Sequence[Operation] | WriteSet,
+        snapshot: int,
     ) -> tuple[int, int, int]: ...
     def put_run_record(
         self, run: RunId | str, record: bytes, expected: int | None = None

@@ -32,7 +32,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from shm_engine import errors, keys, values
-from shm_engine._core import OP_EXPECT, OP_INCREMENT, OP_PUT
+from shm_engine._core import OP_EXPECT, OP_INCREMENT, OP_PUT, check_name
 from shm_engine.trace_ids import new_uuid, parse_id, text_of, time_of
 from shm_engine.traces import (
     FILLERS,
@@ -45,25 +45,24 @@ from shm_engine.traces import (
 )
 
 if TYPE_CHECKING:
-    from shm_engine._core import RunId
-    from shm_engine.engine import Engine, Operation, Pinned
+    from shm_engine._core import RunId, WriteSet
+    from shm_engine.engine import Engine, Pinned
 
 __all__ = [
     "BY_PARENT",
     "COUNT",
-    "COUNT_ONE",
     "RECORD",
     "ROOTS",
     "UUID_SIZE",
     "Parent",
+    "add_trace",
     "build",
     "by_id",
     "by_tag",
     "by_type",
-    "count_operation",
+    "count_traces",
     "locate",
     "missing_parent",
-    "plan_trace",
     "record_of",
     "shown",
 ]
@@ -83,7 +82,6 @@ NOTHING: Final = b"\xc0"  # packed None
 UUID_HEAD: Final = b"\xc4\x10"  # of 16 packed bytes
 NAMES_KEPT: Final = 4096
 DECISION: Final = 2  # of KINDS
-COUNT_ONE: Final = (OP_INCREMENT, TAG, COUNT, None, 0, 1)
 
 
 def _field_names(kind: Any) -> tuple[str, ...]:
@@ -150,20 +148,20 @@ def record_of(trace_id: str) -> bytes | None:
 # -- writing ----------------------------------------------------------------------------------
 
 
-def plan_trace(
-    engine: Engine,
+def add_trace(
+    writes: WriteSet,
     trace_type: TraceType,
     tags: Iterable[str] = (),
     metadata: Any = None,
     parent: Parent | None = None,
     own_id: str | None = None,
-) -> tuple[str, bytes, list[Operation]]:
-    """What a commit has to do to add a trace; its id, its UUID and the operations.
+) -> tuple[str, bytes]:
+    """Adds to a write set what makes a trace; its id and its UUID.
 
-    The counter is left to the caller, who may add several traces in one commit: `COUNT_ONE`, or
-    `count_operation`. The commit raises VersionMismatch if the parent is gone or the id is taken.
+    The counter is left to the caller, who may add several traces in one commit: `count_traces`. The
+    commit raises VersionMismatch if the parent is gone or the id is taken.
 
-    Raises:
+    Raises (the write set is then to be dropped):
         WrongType: trace_type is no TraceType, tags no iterable of str, own_id no str, or a field or
             metadata holds what cannot be stored.
         InvalidKey: a tag or own_id breaks the rules for names.
@@ -178,33 +176,30 @@ def plan_trace(
         contents[1] = list(contents[1])
     name = trace_type.type_name()
     names, starts = _checked_tags(tags)
+    starts.append(_types.get(name) or by_type(name))
     uuid = new_uuid()
-    ops: list[Operation] = []
-    parent_id, below = None, ROOTS
-    if parent is not None:
-        parent_id, below = parent.id, BY_PARENT + parent.uuid
+    parent_id = None
+    if parent is None:
+        starts.append(ROOTS)
+    else:
+        parent_id = parent.id
+        starts.append(BY_PARENT + parent.uuid)
         if parent.version:
-            ops.append((OP_EXPECT, TAG, RECORD + parent.uuid, None, 0, parent.version))
+            writes.add(OP_EXPECT, TAG, RECORD + parent.uuid, None, 0, parent.version)
     if own_id is not None:
-        ops += _own_id_operations(engine, own_id, uuid)
+        _add_own_id(writes, own_id, uuid)
+    record = [number, contents, names, metadata, parent_id, own_id]
     try:
-        packed = engine.encode([number, contents, names, metadata, parent_id, own_id])
+        writes.add_entry(TAG, RECORD, uuid, record, starts)
     except errors.Error as error:
         _explain(trace_type, metadata, error)
         raise
-    ops += (
-        (OP_PUT, TAG, RECORD + uuid, packed, 0, 0),
-        (OP_PUT, TAG, below + uuid, NOTHING, 0, 0),
-        (OP_PUT, TAG, (_types.get(name) or by_type(name)) + uuid, NOTHING, 0, 0),
-    )
-    for start in starts:
-        ops.append((OP_PUT, TAG, start + uuid, NOTHING, 0, 0))
-    return text_of(uuid) if own_id is None else own_id, uuid, ops
+    return text_of(uuid) if own_id is None else own_id, uuid
 
 
-def count_operation(count: int) -> Operation:
-    """What adds to the counter of traces in the commit that adds so many."""
-    return OP_INCREMENT, TAG, COUNT, None, 0, count
+def count_traces(writes: WriteSet, count: int) -> None:
+    """Adds to the counter of traces, in the commit that adds so many."""
+    writes.add(OP_INCREMENT, TAG, COUNT, None, 0, count)
 
 
 def _checked_tags(tags: Iterable[str]) -> tuple[list[str], list[bytes]]:
@@ -227,16 +222,15 @@ def _checked_tags(tags: Iterable[str]) -> tuple[list[str], list[bytes]]:
     return names, starts
 
 
-def _own_id_operations(engine: Engine, own_id: str, uuid: bytes) -> list[Operation]:
+def _add_own_id(writes: WriteSet, own_id: str, uuid: bytes) -> None:
     """What gives a trace an id that no other one has, and refuses it if one does."""
-    engine.check_name(own_id)
+    check_name(own_id)
     name = BY_ID + own_id.encode() + b"\0"
-    ops: list[Operation] = [(OP_EXPECT, TAG, name, None, 0, 0)]
+    writes.add(OP_EXPECT, TAG, name)
     made_before = record_of(own_id)
     if made_before is not None:
-        ops.append((OP_EXPECT, TAG, made_before, None, 0, 0))
-    ops.append((OP_PUT, TAG, name, UUID_HEAD + uuid, 0, 0))
-    return ops
+        writes.add(OP_EXPECT, TAG, made_before)
+    writes.add(OP_PUT, TAG, name, UUID_HEAD + uuid)
 
 
 def _no_kind(found: object) -> errors.WrongType:

@@ -14,7 +14,7 @@ Errors:     an error leaves nothing written; the snapshot is let go in any case
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from shm_engine import _core, errors, events, keys, trace_layout, values
@@ -26,7 +26,8 @@ from shm_engine.versions import Version, Versioned
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from shm_engine.engine import Engine, Name, Operation, Pinned
+    from shm_engine._core import WriteSet
+    from shm_engine.engine import Engine, Name, Pinned
 
 __all__ = ["ISOLATION_LEVELS", "Snapshot", "Transaction"]
 
@@ -174,7 +175,7 @@ class Transaction:
         self._writes: dict[str, Any] = {}
         self._increments: dict[str, int] = {}
         self._guards: set[tuple[int, Name]] = set()  # what was read beside keys
-        self._ops: list[Operation] = []
+        self._ops: WriteSet = engine.write_set(self.run)
         self._log_length = 0  # of the run's log in the snapshot, from the first event_append on
         self._events: list[bytes] = []  # packed, behind it
         self._cells: dict[str, tuple[bytes, int]] = {}  # packed value and version
@@ -346,7 +347,7 @@ class Transaction:
             self._log_length = 0 if head is None else head[0]
         sequence = self._log_length + len(self._events)
         self._events.append(packed)
-        self._ops.append((_core.OP_APPEND, keys.TAG_EVENT, events.HEAD, packed, 0, sequence))
+        self._ops.add(_core.OP_APPEND, keys.TAG_EVENT, events.HEAD, packed, 0, sequence)
         return sequence
 
     def event_read(self, sequence: int) -> Event | None:
@@ -437,7 +438,7 @@ class Transaction:
 
     def _write_cell(self, name: str, packed: bytes, version: int) -> int:
         self._cells[name] = (packed, version)
-        self._ops.append((_core.OP_BUMP, keys.TAG_STATE, name, packed, 0, -1))
+        self._ops.add(_core.OP_BUMP, keys.TAG_STATE, name, packed, 0, -1)
         return version
 
     # -- traces -------------------------------------------------------------------------------
@@ -479,8 +480,7 @@ class Transaction:
         parent: trace_layout.Parent | None,
     ) -> str:
         kind = Custom(trace_type) if isinstance(trace_type, str) else trace_type
-        trace_id, uuid, ops = trace_layout.plan_trace(self._engine, kind, tags, metadata, parent)
-        self._ops += ops
+        trace_id, uuid = trace_layout.add_trace(self._ops, kind, tags, metadata, parent)
         self._traces[trace_id] = trace_layout.Parent(trace_id, uuid, 0)
         return trace_id
 
@@ -500,7 +500,8 @@ class Transaction:
         try:
             if not self._writes and not self._increments and not self._ops:
                 return self._pin.version
-            return self._engine.commit(self.run, self._operations(), self._pin.version)[0]
+            self._finish_ops()
+            return self._engine.commit(self.run, self._ops, self._pin.version)[0]
         except errors.TransactionConflict as conflict:
             self._end("rolled back")
             if isinstance(conflict.key, bytes):
@@ -516,24 +517,25 @@ class Transaction:
             if self._state == "active":
                 self._end("committed")
 
-    def _operations(self) -> Sequence[Operation]:
-        tag = keys.TAG_KV
-        ops: list[Operation] = [(_core.OP_CHECK, tag, key, None, 0, 0) for key in self._read]
-        if self._guards:
-            ops += [(_core.OP_CHECK, kind, name, None, 0, 0) for kind, name in self._guards]
+    def _finish_ops(self) -> None:
+        """The write set has events, states and traces; what was read and the keys are added."""
+        add, tag = self._ops.add, keys.TAG_KV
+        for key in self._read:
+            add(_core.OP_CHECK, tag, key)
+        for kind, name in self._guards:
+            add(_core.OP_CHECK, kind, name)
         if self._serializable:
-            ops += [(_core.OP_CHECK_RANGE, tag, prefix, None, 0, 0) for prefix in self._ranges]
+            for prefix in self._ranges:
+                add(_core.OP_CHECK_RANGE, tag, prefix)
         for key, packed in self._writes.items():
             if packed is _DELETED:
-                ops.append((_core.OP_DELETE, tag, key, None, 0, 0))
+                add(_core.OP_DELETE, tag, key)
             else:
-                ops.append((_core.OP_PUT, tag, key, packed, 0, 0))
+                add(_core.OP_PUT, tag, key, packed)
         for key, delta in self._increments.items():
-            ops.append((_core.OP_INCREMENT, tag, key, None, 0, delta))
-        ops += self._ops
+            add(_core.OP_INCREMENT, tag, key, None, 0, delta)
         if self._traces:
-            ops.append(trace_layout.count_operation(len(self._traces)))
-        return ops
+            trace_layout.count_traces(self._ops, len(self._traces))
 
     def rollback(self) -> None:
         """Drops all writes; after a commit or again it does nothing."""
@@ -545,7 +547,6 @@ class Transaction:
         self._pin.close()
         self._writes.clear()
         self._increments.clear()
-        self._ops.clear()
         self._events.clear()
         self._cells.clear()
         self._traces.clear()
