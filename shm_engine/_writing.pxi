@@ -46,6 +46,18 @@ cdef size_t write_event_type(uint8_t *data, const char *text, Py_ssize_t size) n
     return head + size
 
 
+cdef size_t pack_plain_event(event_type, payload, uint8_t *plain) except? 0:
+    """An event without its place in the chain, if codec.c takes the payload; else 0."""
+    cdef Py_ssize_t type_size
+    cdef const char *text = event_type_text(event_type, &type_size)
+    cdef size_t head = write_event_type(plain, text, type_size)
+    cdef size_t size = se_codec_write(payload, plain + head, PLAIN_MAX)
+    if size == 0:
+        return 0
+    se_event_pack(plain, <uint32_t> (head + size))
+    return head + size
+
+
 cdef bint is_refusal(se_status status) noexcept:
     """Whether the holder refused because of what it found in the store."""
     return status in (SE_CONFLICT, SE_MISMATCH, SE_WRONG_TYPE, SE_OVERFLOW, SE_RUN_CLOSED)
@@ -325,9 +337,9 @@ cdef class _Writer(_Reader):
 
     def encode_counted(self, value):
         """What `commit` takes for OP_BUMP."""
-        cdef _Buffer packed = _Buffer()
-        self.pack_counted(value, packed)
-        return PyBytes_FromStringAndSize(<char *> packed.data, packed.used)
+        cdef _Counted packed
+        kept = self.encode_counted_to(value, &packed)
+        return PyBytes_FromStringAndSize(<char *> packed.data, packed.size)
 
     def bump(self, run, int tag, name, value, int64_t expected=-1):
         """Writes a counted value; its new counter. Unless the counter is the expected one (0: no
@@ -457,7 +469,12 @@ cdef class _Writer(_Reader):
 
     def encode_event(self, event_type, payload):
         """What `commit` takes for OP_APPEND."""
-        cdef _Buffer packed = _Buffer()
+        cdef uint8_t plain[EVENT_HEAD_MAX + PLAIN_MAX]
+        cdef _Buffer packed
+        cdef size_t size = pack_plain_event(event_type, payload, plain)
+        if size > 0:
+            return PyBytes_FromStringAndSize(<char *> plain, size)
+        packed = _Buffer()
         self.pack_event(event_type, payload, packed)
         return PyBytes_FromStringAndSize(<char *> packed.data, packed.used)
 
@@ -467,21 +484,16 @@ cdef class _Writer(_Reader):
         cdef uint8_t key[KEY_MAX]
         cdef uint8_t digest[32]
         cdef RunId run_id = as_run(run)
-        cdef Py_ssize_t type_size
-        cdef const char *text = event_type_text(event_type, &type_size)
-        cdef size_t head = write_event_type(plain, text, type_size)
-        cdef size_t size = se_codec_write(payload, plain + head, PLAIN_MAX)
+        cdef size_t size = pack_plain_event(event_type, payload, plain)
+        cdef uint32_t key_size = se_event_head_key(key, run_id.raw)
         cdef uint64_t sequence, place = 0
         cdef const uint8_t *found
         cdef se_status status
         if size == 0:
             return self.append(run, ((event_type, payload),))[0]
-        size += head
-        se_event_pack(plain, <uint32_t> size)
-        head = se_event_head_key(key, run_id.raw)
         cdef se_session *session = self.start(run_id, 0)
-        status = se_session_add(session, SE_OP_APPEND, key, <uint32_t> head, plain,
-                                <uint32_t> size, 0, -1)
+        status = se_session_add(session, SE_OP_APPEND, key, key_size, plain, <uint32_t> size, 0,
+                                -1)
         if status != SE_OK:
             se_session_abandon(session)
             self.fail(status)

@@ -46,6 +46,7 @@ typedef struct {
     uint64_t timestamp_us;
     const uint8_t *run; /* the registered run of this write set, or NULL */
     bool run_closed;
+    bool searching; /* keys that the client has not found are looked for again */
     se_retention retention;
     bool changed;
     bool inserted;
@@ -74,10 +75,19 @@ static se_op *next_op(const commit *c, uint64_t *at) {
     return op;
 }
 
-/* Where the key is now: the hint if it still holds, else a look-up. */
+/* Makes a new key where it is right that there is none. */
+static bool may_create(const se_op *op) {
+    return op->kind == SE_OP_PUT || op->kind == SE_OP_INCREMENT ||
+           (op->kind == SE_OP_BUMP && op->argument <= 0);
+}
+
+/* Where the key is now: the hint if it still holds, else a look-up. A client that found nothing is
+ * believed if the key is about to be made: the index refuses a key that it has (see attempt). */
 static se_status find_leaf(const commit *c, const se_op *op, se_leaf **leaf) {
     se_store *store = c->store;
     *leaf = NULL;
+    if (!op->leaf && !c->searching && may_create(op))
+        return SE_OK;
     if (op->leaf) {
         se_leaf *hint = se_leaf_at(store, op->leaf);
         if (hint && hint->key_size == op->key_size &&
@@ -541,8 +551,7 @@ static void publish(commit *c) {
     count_one(&store->seq->commits);
 }
 
-/* Steps c to f; nothing stays of it unless the answer is SE_OK and the commit changed something. */
-static se_status attempt(commit *c) {
+static se_status attempt_once(commit *c) {
     c->changed = false;
     c->inserted = false;
     c->log.open = false;
@@ -559,6 +568,18 @@ static se_status attempt(commit *c) {
     }
     se_status undone = se_undo_rollback(c->store);
     return undone == SE_OK ? status : undone;
+}
+
+/* Steps c to f; nothing stays of it unless the answer is SE_OK and the commit changed something. A
+ * key that has come since the client looked for it, or that the write set makes twice, is found in
+ * the second try. */
+static se_status attempt(commit *c) {
+    se_status status = attempt_once(c);
+    if (SE_UNLIKELY(status == SE_INVALID && !c->searching)) {
+        c->searching = true;
+        status = attempt_once(c);
+    }
+    return status;
 }
 
 /* Blocks on their way to being joined are on no free list: what is refused meanwhile is not refused
