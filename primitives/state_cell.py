@@ -169,13 +169,22 @@ class StateCell:
             VersionMismatch: others were quicker 200 times.
             WrongType: `fn` returned no pair.
         """
+        done = self._try_transition(run, name, fn)
+        if done is None:
+            raise _missing(name)
+        return done
+
+    def _try_transition(
+        self, run: RunId | str, name: str, fn: Callable[[State], tuple[Any, T]]
+    ) -> tuple[T, int] | None:
+        """None: there is no such cell (any more)."""
         if not callable(fn):
             raise errors.WrongType("a callable", values.class_name(fn))
         actual = 0
         for attempt in range(TRIES):
             found = self._read(run, TAG, name)
             if found is None:
-                raise _missing(name)
+                return None
             state = State(found[0], found[1], found[2] // 1000)
             answer = fn(state)
             if type(answer) is not tuple or len(answer) != 2:
@@ -206,16 +215,9 @@ class StateCell:
     ) -> tuple[T, int]:
         """`transition`, but a missing cell is made first, with `initial`: that then ends at
         version 2, and `fn` gets the initial state."""
-        if not callable(fn):
-            raise errors.WrongType("a callable", values.class_name(fn))
-        while True:
-            if not self.exists(run, name):
-                self._bump(run, TAG, name, initial, 0)
-            try:
-                return self.transition(run, name, fn)
-            except errors.NotFound:
-                if self.exists(run, name):
-                    raise  # it is not the cell that fn did not find
+        while (done := self._try_transition(run, name, fn)) is None:
+            self._bump(run, TAG, name, initial, 0)
+        return done
 
     def delete(self, run: RunId | str, name: str) -> bool:
         """Removes the cell; whether it existed. Made again it begins at version 1."""
