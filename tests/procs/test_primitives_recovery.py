@@ -170,7 +170,7 @@ def fill_and_stay(channel: Channel, folder: Path, mode: str, turn: int, checkpoi
 
 @pytest.mark.crash
 @pytest.mark.parametrize("checkpoint", [False, True], ids=["log", "checkpoint"])
-@pytest.mark.parametrize("mode", LOGGED)
+@pytest.mark.parametrize("mode", ["buffered", "strict"])
 def test_all_primitives_are_the_same_after_a_sigkill_of_everything_behind_a_flush(
     mode: str, checkpoint: bool, folder: Path, crew: Crew
 ) -> None:

@@ -206,6 +206,28 @@ def test_all_who_wait_for_one_cell_wake(crew: Crew) -> None:
             assert (state.value, state.version) == ("go", 1)
 
 
+def wait_for_an_interrupt(channel: Channel, cells: StateCell) -> None:
+    """Made before the fork, used in the child; Ctrl-C ends the wait."""
+    try:
+        channel.send(cells.init(RUN, "child", 1))
+        cells.wait(RUN, "cell")
+    except KeyboardInterrupt:
+        channel.send("interrupted")
+    channel.send(cells.set(RUN, "child", 2))
+    cells.database.close()
+
+
+def test_an_interrupt_ends_a_wait_and_the_cells_stay_usable(crew: Crew) -> None:
+    with Database.ephemeral(map_size=MAP_SIZE) as database:
+        waiter = crew.start(wait_for_an_interrupt, StateCell(database))
+        waiter.expect(1)
+        waiter.signal(2)
+        waiter.expect("interrupted")
+        waiter.expect(2)
+        waiter.join()
+        assert held(database, "child") == (2, 2)
+
+
 # -- deaths -----------------------------------------------------------------------------------
 
 

@@ -159,6 +159,35 @@ def test_closing_the_handle_in_another_thread_ends_a_sleeping_follower() -> None
         assert [type(error) for error in caught] == [errors.Closed]
 
 
+def append_and_follow_on(log: EventLog, name: str) -> None:
+    for number in itertools.count():
+        log.append(RUN, name, number)
+        list(log.follow(RUN, log.len(RUN) - 5, timeout=0))
+
+
+def test_closing_the_handle_under_threads_that_write_and_follow_leaves_a_whole_chain() -> None:
+    with Database.ephemeral() as other:
+        for _ in range(10):
+            rejoin = other.__reduce__()
+            db: Database = rejoin[0](*rejoin[1])
+            log = EventLog(db)
+            started = threading.Barrier(4)
+
+            def use(me: int, log: EventLog = log, started: threading.Barrier = started) -> None:
+                started.wait()
+                if me == 3:
+                    log.append(RUN, "a", "last")
+                    log.database.close()
+                    return
+                with pytest.raises(errors.Closed):
+                    append_and_follow_on(log, f"t{me}")
+
+            in_threads(4, use)
+        found = EventLog(other).verify_chain(RUN)
+        assert found.error is None
+        assert found.length >= 10
+
+
 def test_a_follower_of_a_run_that_ends_stays_until_its_time_is_over(log: EventLog) -> None:
     run = log.database.begin_run()
     log.append(run, "a", 1)

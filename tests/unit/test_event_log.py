@@ -159,6 +159,20 @@ def test_a_runs_retention_trims_no_event(log: EventLog) -> None:
     assert log.verify_chain(RUN) == ChainVerification(True, 50)
 
 
+def test_no_event_and_no_version_goes_when_room_gets_scarce() -> None:
+    with Database.ephemeral(map_size=MIB) as db:
+        log, kv, cells = EventLog(db), KVStore(db), StateCell(db)
+        for number in range(200):
+            log.append(RUN, "a", number)
+            cells.set(RUN, "cell", number)
+        for number in range(20_000):
+            kv.put(RUN, "key", [number] * 10)
+        assert db.metrics().pressure_trimmed_versions > 0
+        assert payloads(list(log.iter(RUN))) == list(range(200))
+        assert log.verify_chain(RUN) == ChainVerification(True, 200)
+        assert cells.set(RUN, "cell", "next") == 201
+
+
 def test_appends_of_eight_threads_have_no_gap_and_keep_each_ones_order(log: EventLog) -> None:
     in_threads(8, lambda me: [log.append(RUN, f"t{me}", turn) for turn in range(100)])
     assert sequences(list(log.iter(RUN))) == list(range(800))
