@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from shm_engine import errors, events, keys, values
-from shm_engine._core import BYTES, NAMES, RECORDS, RunId
+from shm_engine._core import BYTES, NAMES, RECORDS, RunId, to_run
 from shm_engine.events import ChainVerification, Event
 from shm_engine.primitives.arguments import as_count, as_int, as_list, as_seconds, engine_of
 
@@ -129,7 +129,7 @@ class EventLog:
     def len(self, run: RunId | str) -> int:
         """How many events the run has: the sequence of the next one."""
         found = self._engine.get(run, TAG, events.HEAD)
-        return 0 if found is None else found[0]
+        return 0 if found is None else events.head_of(found)[0]
 
     def is_empty(self, run: RunId | str) -> bool:
         """Whether the run has no events."""
@@ -137,7 +137,7 @@ class EventLog:
 
     def iter(self, run: RunId | str) -> Iterator[Event]:
         """All events in order, from one snapshot, which is kept from the first step to the last."""
-        return self._range(run, 0, events.SEQUENCE_MAX)
+        return self._range(to_run(run), 0, events.SEQUENCE_MAX)
 
     def _range(self, run: RunId | str, start: int, end: int) -> Iterator[Event]:
         pin = self._engine.open_pin()
@@ -241,7 +241,7 @@ class EventLog:
         """
         seconds = as_seconds("timeout", timeout)
         start = self.len(run) if after is None else max(0, as_int("after", after) + 1)
-        return self._follow(run, start, seconds)
+        return self._follow(to_run(run), start, seconds)
 
     def _follow(self, run: RunId | str, start: int, timeout: float | None) -> Iterator[Event]:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -269,7 +269,7 @@ class EventLog:
         pin = self._engine.open_pin()
         try:
             head = self._engine.get(run, TAG, events.HEAD, pin)
-            length, newest = (0, events.GENESIS) if head is None else head
+            length, newest = (0, events.GENESIS) if head is None else events.head_of(head)
             sequence, last, error = self._check_events(run, pin)
         finally:
             pin.close()

@@ -169,17 +169,26 @@ class StateCell:
             VersionMismatch: others were quicker 200 times.
             WrongType: `fn` returned no pair.
         """
-        done = self._transition(run, TAG, name, fn, State)
-        if type(done) is tuple:
-            return done
-        for attempt in range(1, TRIES):
+        done = self._try_transition(run, name, fn)
+        if done is None:
+            raise _missing(name)
+        return done
+
+    def _try_transition(
+        self, run: RunId | str, name: str, fn: Callable[[State], tuple[Any, T]]
+    ) -> tuple[T, int] | None:
+        """None: there is no such cell (any more)."""
+        done: Any = self._transition(run, TAG, name, fn, State)
+        for attempt in range(TRIES - 1):
+            if type(done) is not list:
+                break
             _pause(attempt)
             done = self._transition(run, TAG, name, fn, State)
-            if type(done) is tuple:
-                return done
+        if type(done) is not list:
+            made: tuple[T, int] | None = done
+            return made
         raise errors.VersionMismatch(
-            None,
-            -1 - done,
+            *done,
             f"The state cell {name!r} was changed by others {TRIES} times in a row, each time "
             f"before the transition was done.",
         )
@@ -193,14 +202,9 @@ class StateCell:
     ) -> tuple[T, int]:
         """`transition`, but a missing cell is made first, with `initial`: that then ends at
         version 2, and `fn` gets the initial state."""
-        while True:
-            if not self.exists(run, name):
-                self._bump(run, TAG, name, initial, 0)
-            try:
-                return self.transition(run, name, fn)
-            except errors.NotFound:
-                if self.exists(run, name):
-                    raise  # it is not the cell that fn did not find
+        while (done := self._try_transition(run, name, fn)) is None:
+            self._bump(run, TAG, name, initial, 0)
+        return done
 
     def delete(self, run: RunId | str, name: str) -> bool:
         """Removes the cell; whether it existed. Made again it begins at version 1."""

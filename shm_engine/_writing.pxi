@@ -23,10 +23,6 @@ cdef const char *event_type_text(event_type, Py_ssize_t *size) except NULL:
     return text
 
 
-cdef missing_state(name):
-    return errors.NotFound(f"There is no state cell {name!r}; init() makes it.")
-
-
 cdef size_t write_event_type(uint8_t *data, const char *text, Py_ssize_t size) noexcept:
     """The type of a packed event; how many bytes there are with it."""
     cdef size_t head = SE_EVENT_CONTENT + 1
@@ -326,6 +322,11 @@ cdef class _Writer(_Reader):
         if size == 0:
             alone = self.encode_any(value)
             size = PyBytes_GET_SIZE(alone)
+            if COUNTED_HEAD + size > ENCODED_MAX:
+                raise errors.ConstraintViolation(
+                    "value_too_large",
+                    f"The value has {size} bytes encoded, and 10 are added; {ENCODED_MAX >> 20} "
+                    f"MiB are allowed together.")
             packed.reserve(COUNTED_HEAD + size)
             memcpy(packed.data + packed.used + COUNTED_HEAD, PyBytes_AS_STRING(alone), size)
         data = packed.data + packed.used
@@ -365,11 +366,11 @@ cdef class _Writer(_Reader):
 
     def try_transition(self, run, int tag, name, fn, state_type):
         """Writes what ``fn(state)`` makes of a counted value, if it is still the same then:
-        (result, counter), or -1 - the counter that it has now."""
+        (result, counter); None if there is none; a list of both counters if it changed."""
         cdef uint8_t key[KEY_MAX]
         cdef RunId run_id = as_run(run)
         cdef Py_ssize_t size = fill_key(key, run_id, tag, name, False)
-        cdef uint64_t counter = 0
+        cdef uint64_t found, counter = 0
         cdef _Counted packed
         cdef se_session *session
         cdef se_status status
@@ -377,7 +378,7 @@ cdef class _Writer(_Reader):
             raise errors.WrongType("a callable", values.class_name(fn))
         state = self.read_state(key, size, state_type, &counter)
         if state is None:
-            raise missing_state(name)
+            return None
         answer = fn(state)
         if type(answer) is not tuple or len(<tuple> answer) != 2:
             kind = values.class_name(answer)
@@ -392,10 +393,9 @@ cdef class _Writer(_Reader):
             se_session_abandon(session)
             self.fail(status)
         status = self.finish(session)
-        if status == SE_MISMATCH and se_session_reply_detail(session) == 0:
-            raise missing_state(name)
         if status == SE_MISMATCH:
-            return -1 - <int64_t> se_session_reply_detail(session)
+            found = se_session_reply_detail(session)
+            return [counter, found] if found else None
         if status != SE_OK:
             self.fail_commit(session, status, (name,))
         counter = <uint64_t> se_session_first_result(session)

@@ -108,6 +108,20 @@ def type_prefix(event_type: str) -> bytes:
     return TYPES + name + b"\0"
 
 
+def head_of(stored: Any) -> tuple[int, bytes]:
+    """(next sequence, hash of the newest event) of the value under a log's head. Corruption."""
+    if (
+        type(stored) is list
+        and len(stored) == 2
+        and type(stored[0]) is int
+        and stored[0] > 0
+        and type(stored[1]) is bytes
+        and len(stored[1]) == len(GENESIS)
+    ):
+        return stored[0], stored[1]
+    raise errors.Corruption("shared memory", 0, "The head of a run's log is no head.")
+
+
 def make_event(sequence: int, stored: Any, timestamp_us: int) -> Event:
     """The event that lies under a key as `stored`."""
     prev_hash, digest, event_type, payload = stored
@@ -121,7 +135,7 @@ def chain_error(sequence: int, stored: bytes, timestamp_us: int, previous: bytes
 
     Source: FORMAT.md, "Event"; written from it alone, as a check on the core.
     """
-    if len(stored) <= _HASHES or stored[0] != 0x94:
+    if len(stored) <= _HASHES or (stored[:3], stored[35:37]) != (b"\x94\xc4\x20", b"\xc4\x20"):
         return f"Hash mismatch at sequence {sequence}"
     if stored[3:35] != previous:
         return f"prev_hash mismatch at sequence {sequence}"

@@ -344,7 +344,7 @@ class Transaction:
         packed = self._engine.encode_event(event_type, payload)
         if not self._events:
             head = self._engine.get(self.run, keys.TAG_EVENT, events.HEAD, self._pin)
-            self._log_length = 0 if head is None else head[0]
+            self._log_length = 0 if head is None else events.head_of(head)[0]
         sequence = self._log_length + len(self._events)
         self._events.append(packed)
         self._ops.add(_core.OP_APPEND, keys.TAG_EVENT, events.HEAD, packed, 0, sequence)

@@ -310,8 +310,10 @@ static se_status apply_bump(commit *c, se_op *op, se_leaf *leaf, se_record *head
         return SE_INVALID;
     if (is_live(c, head)) {
         if (!se_counted_check(head->value, head->value_size))
-            return SE_WRONG_TYPE;
+            return SE_CORRUPT;
         counter = se_counted_read(head->value);
+        if (counter >= INT64_MAX)
+            return SE_CORRUPT;
     }
     c->detail = counter;
     if (op->argument >= 0 && counter != (uint64_t)op->argument)

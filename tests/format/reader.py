@@ -298,7 +298,7 @@ class Reader:
         while at not in (0, CUT):
             record = self._record(at)
             if found:
-                _check(record.version < found[-1].version, at, "versions rise along prev")
+                _check(record.version <= found[-1].version, at, "versions rise along prev")
                 _check(record.timestamp_us <= found[-1].timestamp_us, at, "time falls")
             found.append(record)
             at = self._in_data("se_record", "prev", at)
