@@ -188,7 +188,8 @@ class StateCell:
             made: tuple[T, int] | None = done
             return made
         raise errors.VersionMismatch(
-            *done,
+            done[0],
+            done[1],
             f"The state cell {name!r} was changed by others {TRIES} times in a row, each time "
             f"before the transition was done.",
         )

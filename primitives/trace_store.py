@@ -14,6 +14,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from shm_engine import errors, keys, trace_layout, values
@@ -27,6 +28,7 @@ from shm_engine.trace_layout import (
     add_trace,
     build,
     count_traces,
+    listed_tags,
     locate,
     missing_parent,
     shown,
@@ -110,17 +112,9 @@ class TraceStore:
         metadata: Any = None,
     ) -> str:
         """As `record`, below the trace with the id `parent_id`; NotFound if there is none."""
-        parent = self._parent(run, parent_id)
-        while True:
-            writes = self._write_set(run)
-            trace_id, _ = add_trace(writes, trace_type, tags, metadata, parent)
-            count_traces(writes, 1)
-            try:
-                self._commit(run, writes, 0)
-            except errors.VersionMismatch:
-                parent = self._parent(run, parent_id)
-            else:
-                return trace_id
+        if parent_id is None:
+            raise errors.WrongType("str", "NoneType", "A trace's id is a str, not NoneType.")
+        return self._record(run, trace_type, None, parent_id, tags, metadata)
 
     def record_with_options(
         self,
@@ -144,31 +138,37 @@ class TraceStore:
                 with ``_strata/``.
             NotFound: the parent does not exist.
         """
-        fields = TraceOptions(id, parent_id, tags, metadata)
         if options is None:
-            return self._record(run, trace_type, fields)
+            return self._record(run, trace_type, id, parent_id, tags, metadata)
         if not isinstance(options, TraceOptions):
             raise errors.WrongType("TraceOptions", values.class_name(options))
-        if fields != TraceOptions():
+        if id is not None or parent_id is not None or tags != () or metadata is not None:
             raise errors.InvalidOperation(
                 "Keywords were given beside TraceOptions; put them into it."
             )
-        return self._record(run, trace_type, options)
+        return self._record(
+            run, trace_type, options.id, options.parent_id, options.tags, options.metadata
+        )
 
-    def _record(self, run: RunId | str, trace_type: TraceType, options: TraceOptions) -> str:
+    def _record(
+        self,
+        run: RunId | str,
+        trace_type: TraceType,
+        own_id: str | None,
+        parent_id: str | None,
+        tags: Iterable[str],
+        metadata: Any,
+    ) -> str:
+        tags = listed_tags(tags)
         while True:
-            parent = None
-            if options.parent_id is not None:
-                parent = self._parent(run, options.parent_id)
+            parent = None if parent_id is None else self._parent(run, parent_id)
             writes = self._write_set(run)
-            trace_id, _ = add_trace(
-                writes, trace_type, options.tags, options.metadata, parent, options.id
-            )
+            trace_id, _ = add_trace(writes, trace_type, tags, metadata, parent, own_id)
             count_traces(writes, 1)
             try:
                 self._commit(run, writes, 0)
             except errors.VersionMismatch:
-                self._check_free(run, options)
+                self._check_free(run, own_id)
             else:
                 return trace_id
 
@@ -188,7 +188,7 @@ class TraceStore:
                 self._commit(run, writes, 0)
             except errors.VersionMismatch:
                 for _, options in wanted:
-                    self._check_free(run, options)
+                    self._check_free(run, options.id)
             else:
                 return ids
         return []
@@ -207,7 +207,7 @@ class TraceStore:
             if options.parent_id is not None:
                 known = parents.get(options.parent_id) if type(options.parent_id) is str else None
                 parent = known or self._parent(run, options.parent_id)
-                parents[parent.id] = parent
+                parents[parent.id] = parent._replace(version=0)  # one expectation is enough
             trace_id, uuid = add_trace(
                 writes, trace_type, options.tags, options.metadata, parent, options.id
             )
@@ -226,11 +226,11 @@ class TraceStore:
             raise missing_parent(run, parent_id)
         return Parent(parent_id, found[0], found[2])
 
-    def _check_free(self, run: RunId | str, options: TraceOptions) -> None:
+    def _check_free(self, run: RunId | str, own_id: str | None) -> None:
         """After a refused commit: raises if it was because of the id. Else a parent has gone since
         it was read, and looking for it again will tell."""
-        if options.id is not None and self._is_taken(run, options.id):
-            raise _taken(options.id)
+        if own_id is not None and self._is_taken(run, own_id):
+            raise _taken(own_id)
 
     def _is_taken(self, run: RunId | str, own_id: str) -> bool:
         names = (trace_layout.by_id(own_id), trace_layout.record_of(own_id))
@@ -419,7 +419,8 @@ def _checked(item: Any) -> tuple[TraceType, TraceOptions]:
             values.class_name(item),
             "The items are pairs (trace_type, TraceOptions); one of them is not.",
         )
-    return item[0], item[1]
+    trace_type, options = item
+    return trace_type, replace(options, tags=listed_tags(options.tags))
 
 
 def _taken(own_id: str) -> errors.InvalidOperation:

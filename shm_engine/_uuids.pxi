@@ -22,6 +22,12 @@ def forget_random():
     _random_left = 0
 
 
+def set_last_moment(uint64_t time_us):
+    """UUIDs rise from this time on, whatever the clock says (for tests: a clock that is set)."""
+    global _last_moment
+    _last_moment = (time_us << 12) // 1000
+
+
 def new_uuid():
     """A new UUID, 16 bytes."""
     global _last_moment, _random_left

@@ -61,6 +61,7 @@ __all__ = [
     "by_tag",
     "by_type",
     "count_traces",
+    "listed_tags",
     "locate",
     "missing_parent",
     "record_of",
@@ -202,18 +203,23 @@ def count_traces(writes: WriteSet, count: int) -> None:
     writes.add(OP_INCREMENT, TAG, COUNT, None, 0, count)
 
 
+def listed_tags(tags: Iterable[str]) -> list[str] | tuple[str, ...]:
+    """The tags as a list or tuple, not looked at yet; raises WrongType for a single str."""
+    if type(tags) is list or type(tags) is tuple:
+        return tags
+    if isinstance(tags, str | bytes) or not isinstance(tags, Iterable):
+        kind = values.class_name(tags)
+        raise errors.WrongType(
+            "an iterable of str", kind, f"The tags come as a list or the like, not as {kind}."
+        )
+    return list(tags)
+
+
 def _checked_tags(tags: Iterable[str]) -> tuple[list[str], list[bytes]]:
     """The tags, each once and in their order, and how the entries of each begin."""
-    if type(tags) is not list and type(tags) is not tuple:
-        if isinstance(tags, str | bytes) or not isinstance(tags, Iterable):
-            kind = values.class_name(tags)
-            raise errors.WrongType(
-                "an iterable of str", kind, f"The tags come as a list or the like, not as {kind}."
-            )
-        tags = list(tags)
     names: list[str] = []
     starts: list[bytes] = []
-    for tag in tags:
+    for tag in listed_tags(tags):
         start = _tags.get(tag) if type(tag) is str else None
         starts.append(start or by_tag(tag))
         names.append(tag)

@@ -64,12 +64,14 @@ class TraceType:
     Error: ClassVar[type[_Error]]
     Custom: ClassVar[type[_Custom]]
 
+    _name: ClassVar[str]
+
     def __init__(self) -> None:
         raise errors.WrongType("a kind of trace", "TraceType", f"A trace is one of {_KIND_LIST}.")
 
     def type_name(self) -> str:
         """The name that `query_by_type` finds it by."""
-        return KIND_NAMES[type(self)]
+        return self._name
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -249,6 +251,7 @@ _Error = ErrorTrace
 _Custom = Custom
 for _kind, _name in KIND_NAMES.items():
     setattr(TraceType, _name, _kind)
+    _kind._name = _name
 
 
 def _filler(kind: Any) -> Callable[[Any, Sequence[Any]], None]:
