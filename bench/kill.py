@@ -15,21 +15,19 @@ Crash:      the victim is a process of this question, ended by its own pid only
 
 from __future__ import annotations
 
-import mmap
 import multiprocessing
 import os
 import random
 import signal
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.crew import Crew, CrewError, Place, Task
-from bench.machine import scratch_folder
 from bench.options import Options
 from bench.peers import FLOOR, SEQ_FIRST, Host, LmdbStore, ShmStore, Store, Ticket, attach
 from bench.peers import make_value as value_of
+from bench.progress import Progress
 from bench.results import Answer
 from bench.stats import NS_PER_MS
 
@@ -51,19 +49,6 @@ class Death:
     after_ms: float
 
 
-class _Progress:
-    """One word in a file that is mapped by the victim, which writes it, and by the parent."""
-
-    def __init__(self, path: Path) -> None:
-        with open(path, "r+b") as file:
-            self._map = mmap.mmap(file.fileno(), 8)
-        self.words = memoryview(self._map).cast("Q")
-
-    def close(self) -> None:
-        self.words.release()
-        self._map.close()
-
-
 def count_up(store: Store, key: str) -> None:
     """Add one to a counter, in the form that is the peer's own."""
     if isinstance(store, ShmStore):
@@ -78,7 +63,7 @@ def count_up(store: Store, key: str) -> None:
 def victim(ticket: Ticket, number: int, path: Path) -> None:
     """Process: write for ever, and say after each write that it was acknowledged."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    store, progress = attach(ticket), _Progress(path)
+    store, progress = attach(ticket), Progress(path)
     value, words = value_of(number), progress.words
     i = 0
     while True:
@@ -131,12 +116,13 @@ def losses(store: Store, number: int, acknowledged: int, writes: int) -> list[st
 
 
 def _kill_once(
-    crew: Crew, host: Host, number: int, delay_s: float, progress: _Progress, path: Path
+    crew: Crew, host: Host, number: int, delay_s: float, progress: Progress
 ) -> tuple[Death, int]:
     """Start a victim, have it killed, and return what was seen and how far it had come."""
     progress.words[0] = 0
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=victim, args=(host.ticket, number, path), daemon=True)
+    arguments = (host.ticket, number, progress.path)
+    process = context.Process(target=victim, args=arguments, daemon=True)
     process.start()
     try:
         deadline = time.monotonic() + _TIMEOUT_S
@@ -163,36 +149,25 @@ def ask(name: str, options: Options) -> Answer:
     moments = random.Random(_SEED)
     peers = [peer for peer in options.peers if peer != FLOOR]
     found: dict[str, list[Death]] = {peer: [] for peer in peers}
-    handle, path_name = tempfile.mkstemp(prefix="shm_engine-bench-kill-", dir=scratch_folder())
-    os.truncate(handle, 8)
-    os.close(handle)
-    path = Path(path_name)
-    progress = _Progress(path)
-    try:
-        with Crew(1) as crew:
-            for number in range(kills):
-                for peer in peers:
-                    delay_s = _BEFORE_S + moments.random() * _BEFORE_S
-                    with Host(peer, options.map_size, options.keep_last) as host:
-                        death, acknowledged = _kill_once(
-                            crew, host, number, delay_s, progress, path
-                        )
-                        lost = losses(host.store, number, acknowledged, death.writes)
-                    found[peer].append(death)
-                    answer.checks += 1
-                    answer.losses.extend(f"{peer}: {loss}" for loss in lost)
-                    answer.rounds.append(
-                        {
-                            "kill": number,
-                            "peer": peer,
-                            "before_ms": death.before_ms,
-                            "after_ms": death.after_ms,
-                            "acknowledged": acknowledged,
-                        }
-                    )
-    finally:
-        progress.close()
-        path.unlink(missing_ok=True)
+    with Progress.create() as progress, Crew(1) as crew:
+        for number in range(kills):
+            for peer in peers:
+                delay_s = _BEFORE_S + moments.random() * _BEFORE_S
+                with Host(peer, options.map_size, options.keep_last) as host:
+                    death, acknowledged = _kill_once(crew, host, number, delay_s, progress)
+                    lost = losses(host.store, number, acknowledged, death.writes)
+                found[peer].append(death)
+                answer.checks += 1
+                answer.losses.extend(f"{peer}: {loss}" for loss in lost)
+                answer.rounds.append(
+                    {
+                        "kill": number,
+                        "peer": peer,
+                        "before_ms": death.before_ms,
+                        "after_ms": death.after_ms,
+                        "acknowledged": acknowledged,
+                    }
+                )
     for peer, deaths in found.items():
         answer.add(f"{peer}.next_write_ms", "ms", [death.after_ms for death in deaths])
         answer.add(f"{peer}.before_kill_ms", "ms", [death.before_ms for death in deaths])

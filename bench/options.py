@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from bench.machine import map_size_allowed
@@ -24,11 +25,19 @@ QUESTIONS = (
     "batch",
     "scan",
     "rmw",
+    "append",
+    "state",
+    "trace",
+    "four",
+    "queries",
     "section",
     "million",
     "memory",
     "opening",
     "kill",
+    "wait",
+    "refusal",
+    "erase",
     "durable",
     "recovery",
 )
@@ -90,6 +99,13 @@ def _parser() -> argparse.ArgumentParser:
         "writes. Leave the machine alone meanwhile.",
     )
     parser.add_argument(
+        "asked",
+        nargs="*",
+        type=_names(QUESTIONS),
+        metavar="NAME",
+        help=f"only these questions: {', '.join(QUESTIONS)}",
+    )
+    parser.add_argument(
         "--short",
         action="store_true",
         help="under a minute: checks lost writes and that figures exist, not speed",
@@ -98,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only",
         type=_names(QUESTIONS),
         metavar="NAMES",
-        help=f"only these questions, comma-separated: {', '.join(QUESTIONS)}",
+        help="the same, comma-separated",
     )
     parser.add_argument(
         "--peers", type=_names(PEERS), metavar="NAMES", help=f"only these peers: {', '.join(PEERS)}"
@@ -142,7 +158,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     if given.short:
         options = replace(options, short=True, rounds=1, seconds=0.05, scale=0.02)
     changes = {
-        "questions": given.only,
+        "questions": tuple(chain(*given.asked)) or given.only,
         "peers": given.peers,
         "harnesses": given.harness,
         "processes": given.processes,

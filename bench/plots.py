@@ -1,4 +1,4 @@
-"""plots.py - pictures of the results: one per workload, one of durability, one of all goals.
+"""plots.py - pictures of the results: workloads, queries, durability, all goals.
 
 Why:        A ratio that falls with the number of processes is seen at once in a picture and hardly
             in a table.
@@ -13,9 +13,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Picture
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter
 
-from bench import durable
+from bench import alone, durable
 from bench.goals import Judgement, Sense, Verdict
 from bench.options import Options
 from bench.peers import FLOOR, LMDB, SHM_ENGINE
@@ -181,6 +181,57 @@ def _durable(figures: Mapping[str, Figure], path: Path) -> Path:
     return _save(picture, path)
 
 
+def _alone(figures: Mapping[str, Figure], name: str, options: Options, path: Path) -> Path:
+    """Draw the rates of the workloads that only the engine is asked, a bar for each."""
+    panels = [harness for harness in (LIGHT, CHECKED) if harness in options.harnesses]
+    picture = Picture(figsize=(4.6 * len(panels), 4.4), layout="constrained")
+    for axes, harness in zip(
+        picture.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        keys = [
+            key for key in figures if key.startswith(f"{name}.{harness}.") and key.endswith(".rate")
+        ]
+        for place, key in enumerate(keys):
+            figure = figures[key]
+            spread = [[figure.median - figure.low], [figure.high - figure.median]]
+            axes.bar(place, figure.median, 0.6, color=_COLOURS[SHM_ENGINE], yerr=spread, capsize=3)
+        labels = [f"{workload}\n{n}" for _, _, n, workload, _ in (key.split(".") for key in keys)]
+        axes.set_xticks(range(len(keys)), labels)
+        axes.set_xlabel("workload, and how many processes run it")
+        axes.set_ylabel("calls per second, all processes together")
+        axes.yaxis.set_major_formatter(EngFormatter())
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.set_title(f"{name}, {harness} harness")
+    return _save(picture, path)
+
+
+def _queries(figures: Mapping[str, Figure], path: Path) -> Path:
+    """Draw the time of each query over the number of records: flat is what is wanted."""
+    picture = Picture(figsize=(10.6, 4.4), layout="constrained")
+    panels = picture.subplots(1, 2, sharey=True)
+    for axes, way in zip(panels, ("same", "scattered"), strict=True):
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for key, figure in figures.items():
+            if key.startswith("queries.") and f".{way}." in key and key.endswith("_us"):
+                _, kind, query, _, size = key.split(".")
+                records = 1000 * int(size.removesuffix("k_us"))
+                lines.setdefault(f"{kind} by {query}", []).append((records, figure.median))
+        for label, points in lines.items():
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.yaxis.set_major_formatter(EngFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("records in all")
+        axes.set_title(f"{way} ten")
+        axes.grid(which="both", alpha=0.25)
+    picture.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    picture.supylabel("us for a query that finds ten (log)", fontsize=10)
+    return _save(picture, path)
+
+
 def _headroom(judgement: Judgement) -> float | None:
     """Return how many times better than its goal a figure is: 1.0 is just met."""
     goal, figure = judgement.goal, judgement.figure
@@ -232,6 +283,13 @@ def draw(
         for name in options.questions
         if name in WORKLOADS and any(key.startswith(f"{name}.") for key in figures)
     ]
+    paths += [
+        _alone(figures, name, options, options.output / f"{name}-{stamp}.png")
+        for name in options.questions
+        if name in alone.QUESTIONS and any(key.startswith(f"{name}.") for key in figures)
+    ]
+    if any(key.startswith("queries.") for key in figures):
+        paths.append(_queries(figures, options.output / f"queries-{stamp}.png"))
     if any(key.startswith("durable.") for key in figures):
         paths.append(_durable(figures, options.output / f"durable-{stamp}.png"))
     goals = _goals(judgements, options.output / f"goals-{stamp}.png")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench.goals import LOST_WRITES, Judgement
 from bench.options import Options
+from bench.peers import SHM_ENGINE
 from bench.stats import Figure
 
 _LOSSES_SHOWN = 20
@@ -45,6 +46,14 @@ class Answer:
         if self.checks:
             self.add(LOST_WRITES, "lost", [float(len(self.losses))])
         return self
+
+
+def engine_is_asked(answer: Answer, options: Options) -> bool:
+    """Tell whether the engine is among the peers; the questions that only it is asked begin so."""
+    if SHM_ENGINE in options.peers:
+        return True
+    answer.notes.append(f"only shm_engine is asked: {answer.question}")
+    return False
 
 
 def write(

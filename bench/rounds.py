@@ -5,7 +5,7 @@ Why:        Machines drift: a ratio of two figures that were taken minutes apart
             what is compared ran back to back (engine, LMDB, engine, LMDB, ...). Never two at once.
 
                 per round, harness, processes:   shm_engine -> check -> lmdb -> check (-> floor)
-Used by:    __main__.py for the six workloads
+Used by:    __main__.py for the workloads; alone.py for those that only the engine is asked
 Invariants: R1 every run starts from a fresh store with the same content
             R2 every run is checked for lost writes before the next one starts
 Cost:       a run is `seconds` plus about 0.1 s for filling, checking and removing the store
@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bench import stats
+from bench.append import Append
 from bench.batch import Batch
 from bench.crew import Crew, Place, Task
 from bench.get import Get
@@ -34,7 +35,7 @@ from bench.scan import Scan
 from bench.workload import CHECKED, Lane, Limits, Tally, Workload, drive
 
 WORKLOADS: Mapping[str, type[Workload]] = {
-    kind.name: kind for kind in (Put, Get, Incr, Batch, Scan, Rmw)
+    kind.name: kind for kind in (Put, Get, Incr, Batch, Scan, Rmw, Append)
 }
 
 _SETTLE_S = 0.02
@@ -122,6 +123,7 @@ def record_of(heat: Heat, number: int, outcome: Outcome) -> Record:
     rates = [tally.measured / tally.seconds for tally in tallies]
     record: Record = {
         "round": number,
+        "workload": heat.workload.name,
         "harness": heat.harness,
         "processes": heat.processes,
         "peer": heat.peer,
@@ -159,13 +161,14 @@ def ask(name: str, options: Options) -> Answer:
                         if peer == FLOOR and processes != 1:
                             continue
                         heat = Heat(workload, harness, peer, processes, options)
-                        _run_once(crew, heat, number, answer)
+                        run_once(crew, heat, number, answer)
     for harness in options.harnesses:
         derive_figures(answer, harness, options)
     return answer.finish()
 
 
-def _run_once(crew: Crew, heat: Heat, number: int, answer: Answer) -> None:
+def run_once(crew: Crew, heat: Heat, number: int, answer: Answer) -> None:
+    """One run, checked, with its record in the answer."""
     stolen = stolen_seconds()
     outcome = run_heat(crew, heat)
     record = record_of(heat, number, outcome)
@@ -176,7 +179,7 @@ def _run_once(crew: Crew, heat: Heat, number: int, answer: Answer) -> None:
     answer.losses.extend(f"{where}: {loss}" for loss in outcome.losses)
 
 
-def _column(answer: Answer, name: str, **wanted: object) -> list[float]:
+def column(answer: Answer, name: str, **wanted: object) -> list[float]:
     """Return one field of the records that match, in the order of the rounds."""
     found = []
     for record in answer.rounds:
@@ -199,18 +202,25 @@ _MEASURES = (
 )
 
 
+def add_measures(answer: Answer, prefix: str, **wanted: object) -> list[float]:
+    """Add what the records that match measured, under a prefix; return their rates."""
+    rates: list[float] = []
+    for name, unit in _MEASURES:
+        found = column(answer, name, **wanted)
+        if found:
+            answer.add(f"{prefix}.{name}", unit, found)
+        if name == "rate":
+            rates = found
+    return rates
+
+
 def derive_figures(answer: Answer, harness: str, options: Options) -> None:
     """Derive the figures of one harness: what each peer did, and the ratios between them."""
     rates: dict[tuple[str, int], list[float]] = {}
     for processes in options.processes:
         for peer in options.peers:
             wanted = {"harness": harness, "processes": processes, "peer": peer}
-            for name, unit in _MEASURES:
-                column = _column(answer, name, **wanted)
-                if column:
-                    answer.add(f"{harness}.{processes}.{peer}.{name}", unit, column)
-                if name == "rate" and column:
-                    rates[peer, processes] = column
+            rates[peer, processes] = add_measures(answer, f"{harness}.{processes}.{peer}", **wanted)
     for processes in options.processes:
         ours, lmdb = rates.get((SHM_ENGINE, processes)), rates.get((LMDB, processes))
         prefix = f"{harness}.{processes}"
@@ -226,7 +236,7 @@ def _over_the_floor(
     answer: Answer, harness: str, rates: Mapping[tuple[str, int], Sequence[float]]
 ) -> None:
     floor = rates.get((FLOOR, 1))
-    if floor is None:
+    if not floor:
         return
     for peer, key in ((SHM_ENGINE, "over_floor_us"), (LMDB, "lmdb_over_floor_us")):
         ours = rates.get((peer, 1))

@@ -17,7 +17,7 @@ from bench.options import Options
 from bench.peers import FLOOR, LMDB, SHM_ENGINE
 from bench.rounds import WORKLOADS
 from bench.stats import Figure
-from bench.workload import CHECKED
+from bench.workload import CHECKED, HARNESSES
 
 _STYLE = {
     Verdict.MET: "green",
@@ -92,6 +92,51 @@ def rates(figures: Mapping[str, Figure], options: Options) -> Table:
     return table
 
 
+def alone(figures: Mapping[str, Figure], options: Options) -> Table:
+    """Return the table of the workloads that only the engine is asked, a row for each."""
+    table = _table(
+        "shm_engine alone (median of the rounds)",
+        ("question", "workload", "harness", "procs"),
+        ("calls/s (spread)", "p50 us", "p99 us", "worst ms", "slowest / fastest", "retries"),
+    )
+    measures = ("p50_us", "p99_us", "worst_ms", "fairness", "retries")
+    for key in figures:
+        place = _place(key)
+        if place is None or place[0] not in options.questions or not key.endswith(".rate"):
+            continue
+        question, harness, processes, workload, _ = place
+        prefix = key.removesuffix(".rate")
+        cells = [_shown(figures, f"{prefix}.{measure}") for measure in measures]
+        rate = _shown(figures, key, with_spread=True)
+        table.add_row(question, workload, harness, processes, rate, *cells)
+    return table
+
+
+def _place(key: str) -> list[str] | None:
+    """Return question, harness, processes, workload, measure of a figure of `alone`, or None."""
+    parts = key.split(".")
+    if len(parts) != 5 or parts[0] in WORKLOADS or parts[1] not in HARNESSES:
+        return None
+    return parts
+
+
+def queries(figures: Mapping[str, Figure]) -> Table:
+    """Return the table of the queries: what each costs in each store, and how that has grown."""
+    found = [key.split(".") for key in figures if key.startswith("queries.") and "_us" in key]
+    sizes = list(dict.fromkeys(size for *_, size in found))
+    table = _table(
+        "us for a query that finds ten, by the records there are (median of the rounds)",
+        ("records", "by", "asked for"),
+        (*(size.removesuffix("_us") for size in sizes), "growth (spread)"),
+    )
+    for prefix in dict.fromkeys(".".join(parts[:-1]) for parts in found):
+        _, kind, query, way = prefix.split(".")
+        cells = [_shown(figures, f"{prefix}.{size}") for size in sizes]
+        growth = _shown(figures, f"{prefix}.growth", with_spread=True)
+        table.add_row(kind, query, f"{way} ten", *cells, growth)
+    return table
+
+
 def waits(figures: Mapping[str, Figure], options: Options) -> Table:
     """Return the table of what callers waited, each cell as shm_engine / LMDB."""
     table = _table(
@@ -142,11 +187,12 @@ def verdicts(judgements: Sequence[Judgement], figures: Mapping[str, Figure]) -> 
 
 
 def others(figures: Mapping[str, Figure], options: Options) -> Table:
-    """Return the table of the questions that are no workloads: every figure that they gave."""
+    """Return the table of the questions that are no workloads: every other figure they gave."""
     table = _table("further figures (median)", ("figure",), ("median", "spread", "unit"))
     wanted = [name for name in options.questions if name not in WORKLOADS]
     for key, figure in figures.items():
-        if key.split(".", 1)[0] in wanted:
+        in_tables = _place(key) is not None or key.startswith("queries.")
+        if key.split(".", 1)[0] in wanted and not in_tables:
             table.add_row(key, amount(figure.median), spread(figure), figure.unit)
     return table
 
@@ -161,6 +207,8 @@ def show(
     for table in (
         rates(figures, options),
         waits(figures, options),
+        alone(figures, options),
+        queries(figures),
         others(figures, options),
         verdicts(judgements, figures),
     ):

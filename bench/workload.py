@@ -1,4 +1,4 @@
-"""workload.py - what the six workloads have in common: two harnesses, a report, a check.
+"""workload.py - what the workloads have in common: two harnesses, a report, a check.
 
 Why:        A workload is a loop of calls, written out for each peer: a shared helper would cost a
             Python call per operation, which is more than the engine does. What is around the
@@ -8,7 +8,7 @@ Why:        A workload is a loop of calls, written out for each peer: a shared h
                           per stretch of calls, a quarter of a millisecond
                 checked   call(i): as light, with a new Packer, a check of the answer, and the
                           clock read before and after the store's call
-Used by:    put.py, get.py, incr.py, batch.py, scan.py, rmw.py; rounds.py
+Used by:    put.py, get.py, incr.py, batch.py, scan.py, rmw.py, append.py; alone.py; rounds.py
 Invariants: R1 calls made while warming are acknowledged writes as well, and are checked for
             R2 call i of process p writes what (i, p) say, so that the last value of every key
                follows from the number of calls alone (`last_call`)
