@@ -8,7 +8,8 @@ Invariants: never overwrites; what is made is read by test_golden.py
     whole/     a checkpoint, a log file that was there before it, and one made by a recovery
     torn/      the same, with the last commit cut off in the middle
     damaged/   the same, with a changed byte in a commit that was synced
-    expected.json  what the API showed of whole/
+    expected.json  what the API showed of whole/, key by key
+    primitives.json  the same of events, state cells, traces and runs (from version 2 on)
 """
 
 from __future__ import annotations
@@ -22,19 +23,31 @@ from typing import Any, Final
 
 import msgpack
 
-from shm_engine import Database, Durability, RetentionPolicy
+from shm_engine import (
+    Database,
+    Durability,
+    EventLog,
+    KVStore,
+    RetentionPolicy,
+    RunIndex,
+    StateCell,
+    TraceStore,
+    TraceType,
+)
 from shm_engine._core import FORMAT_VERSION, RunId
 from shm_engine.keys import RUN_ACTIVE, TAG_KV, pack_run
 from tests.format import tables
 from tests.format.files import read_folder
 
-__all__ = ["GOLDEN", "RUNS", "names_of", "shown"]
+__all__ = ["GOLDEN", "RUNS", "names_of", "shown", "shown_primitives"]
 
 GOLDEN: Final = Path(__file__).parent / "golden"
 RUNS: Final = {
     "default": RunId.DEFAULT,
     "keeps two": RunId.from_bytes(bytes(range(1, 17))),
 }
+AGENT: Final = RunId.from_bytes(bytes(range(17, 33)))
+ERASED: Final = RunId.from_bytes(bytes(range(33, 49)))
 YEAR_2100_US: Final = 4_102_444_800_000_000
 MAP_SIZE: Final = 8 << 20
 FIRST_FRAME: Final = tables.constants()["SE_WAL_FIRST_FRAME"]
@@ -56,6 +69,60 @@ def names_of(keys: list[bytes], run: RunId) -> list[str]:
     """The names of a run's keys."""
     start = run.bytes + bytes([TAG_KV])
     return [key[len(start) : -1].decode() for key in keys if key.startswith(start)]
+
+
+def shown_primitives(database: Database) -> dict[str, Any]:
+    """What the primitives show of the two runs that they have, as JSON holds it."""
+    log, index = EventLog(database), RunIndex(database)
+    cells, traces = StateCell(database), TraceStore(database)
+    return {
+        "events": [
+            [*event[:4], event.prev_hash.hex(), event.hash.hex(), event.timestamp_us]
+            for event in log.iter(AGENT)
+        ],
+        "chain": log.verify_chain(AGENT).is_valid,
+        "types": log.event_types(AGENT),
+        "cells": {name: list(cells.read(AGENT, name) or ()) for name in cells.list(AGENT)},
+        "traces": [[one.id, *one[1:2], repr(one[2]), *one[3:]] for one in traces.list(AGENT)],
+        "roots": [one.id for one in traces.get_roots(AGENT)],
+        "tagged": [one.id for one in traces.query_by_tag(AGENT, "golden")],
+        "count": traces.count(AGENT),
+        "runs": [
+            [run.run_id, run.status.as_str(), run.tags, run.metadata, run.error]
+            for run in map(index.get_run, index.list_runs())
+            if run is not None
+        ],
+        "erased": [log.len(ERASED), traces.count(ERASED), KVStore(database).list(ERASED)],
+    }
+
+
+def _primitives_before_the_checkpoint(database: Database) -> None:
+    index, log = RunIndex(database), EventLog(database)
+    cells, traces = StateCell(database), TraceStore(database)
+    for run in (AGENT, ERASED):
+        index.create_run_with_options(run, None, ["golden", "Größe"], {"n": 1})
+        log.append(run, "started", {"by": "golden"})
+        KVStore(database).put(run, "key", "value")
+        traces.record(run, TraceType.Thought("top", 0.5), ["golden"])
+    cells.init(AGENT, "worker", "idle")
+    cells.set(AGENT, "gone", 1)
+    traces.record_with_options(AGENT, TraceType.Custom("own"), id="own id")
+
+
+def _primitives_after_the_checkpoint(database: Database) -> None:
+    index, log = RunIndex(database), EventLog(database)
+    cells, traces = StateCell(database), TraceStore(database)
+    log.append_batch(AGENT, [("step", number) for number in range(3)])
+    cells.transition(AGENT, "worker", lambda state: ([state.value, "busy"], None))
+    cells.delete(AGENT, "gone")
+    call = TraceType.ToolCall("search", {"query": "x"}, ["y"], 12)
+    traces.record_child(AGENT, "own id", call, ["web", "golden"], {"cost": 1})
+    with database.begin(AGENT) as txn:
+        txn.kv_put("answer", 42)
+        txn.event_append("answered", None)
+        txn.state_set("worker", "idle")
+        txn.trace_record("done")
+    index.delete_run(ERASED)
 
 
 def _first_life(engine: Any) -> None:
@@ -117,13 +184,17 @@ def _newest_log(folder: Path) -> Path:
 def _make(target: Path, scratch: Path) -> None:
     with Database.open(scratch / "one", Durability.strict(), map_size=MAP_SIZE) as database:
         _first_life(database._engine)
+        _primitives_before_the_checkpoint(database)
         database.checkpoint()
         _after_checkpoint(database._engine)
+        _primitives_after_the_checkpoint(database)
         _copy(scratch / "one", scratch / "two")
     with Database.open(scratch / "two", Durability.strict(), map_size=MAP_SIZE) as database:
         _second_life(database._engine)
         _copy(scratch / "two", target / "whole")
         expected = _all_shown(database._engine, target / "whole")
+        primitives = json.dumps(shown_primitives(database), indent=1, ensure_ascii=False)
+    (target / "primitives.json").write_text(primitives + "\n", "utf-8")
     text = json.dumps(expected, indent=1, ensure_ascii=False)
     (target / "expected.json").write_text(text + "\n", "utf-8")
     for name in ("torn", "damaged"):

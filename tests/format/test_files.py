@@ -28,7 +28,7 @@ from tests.format.files import (
     read_folder,
     ring_frames,
 )
-from tests.format.make_golden import GOLDEN, RUNS, names_of, shown
+from tests.format.make_golden import GOLDEN, RUNS, names_of, shown, shown_primitives
 from tests.format.reader import Invalid, Reader
 from tests.format.workload import RUNS as PLAYED_RUNS
 from tests.format.workload import play
@@ -265,6 +265,19 @@ def test_golden_folder_is_opened_and_shows_what_it_showed(version: str, tmp_path
                 for name, history in expected[label].items():
                     assert agree(shown(database._engine, run, name), history), name
             database._engine.get_run_record(RUNS["keeps two"])
+
+
+@pytest.mark.parametrize("version", [version for version in VERSIONS if version != "v1"])
+def test_golden_events_states_traces_and_runs_are_what_they_were(
+    version: str, tmp_path: Path
+) -> None:
+    expected = json.loads((GOLDEN / version / "primitives.json").read_text("utf-8"))
+    assert expected["chain"]
+    assert expected["erased"] == [0, 0, []]
+    folder = copy_of(version, "whole", tmp_path)
+    for _ in range(2):  # the second time from the checkpoint that closing wrote
+        with Database.open(folder, Durability.strict(), map_size=MAP_SIZE) as database:
+            assert json.loads(json.dumps(shown_primitives(database))) == expected
 
 
 @pytest.mark.parametrize("version", VERSIONS)

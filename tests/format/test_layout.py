@@ -14,6 +14,7 @@ import pytest
 
 from shm_engine import keys, values
 from shm_engine._core import FORMAT_VERSION, RunId, Store
+from shm_engine.events import GENESIS, chain_error
 from shm_engine.segments import Segments
 from tests.format import tables
 from tests.format.reader import Reader
@@ -150,6 +151,12 @@ def test_worked_examples_are_the_bytes_of_a_store(worked: Reader) -> None:
             documented[70:72] = found[70:72]
         assert found == documented, f"the bytes of the {name} are {found.hex(' ', 1)}"
     assert (leaf, head) == (0x11040, 0x11120)
+
+
+def test_the_worked_event_has_the_hash_that_the_text_defines() -> None:
+    stored = tables.example("event")
+    assert chain_error(0, stored, 1795882265974755, GENESIS) is None
+    assert values.decode(stored)[2:] == ["a", 1]
 
 
 def test_worked_examples_say_what_the_text_says(worked: Reader) -> None:
