@@ -51,11 +51,12 @@ def new_uuid():
     return PyBytes_FromStringAndSize(<char *> raw, 16)
 
 
-def uuid_text(bytes uuid not None, str prefix not None=""):
-    """The prefix, and the UUID as text."""
-    cdef char text[36]
+def trace_text(bytes uuid not None):
+    """"trace-" and the UUID as text."""
+    cdef char text[42]
     cdef const uint8_t *raw = <const uint8_t *> PyBytes_AS_STRING(uuid)
-    cdef int index, at = 0
+    cdef int index, at = 6
+    memcpy(text, b"trace-", 6)
     if PyBytes_GET_SIZE(uuid) != 16:
         raise ValueError("a UUID has 16 bytes")
     for index in range(16):
@@ -65,4 +66,4 @@ def uuid_text(bytes uuid not None, str prefix not None=""):
         text[at] = _HEX[raw[index] >> 4]
         text[at + 1] = _HEX[raw[index] & 15]
         at += 2
-    return prefix + PyUnicode_DecodeUTF8(text, 36, NULL)
+    return PyUnicode_DecodeUTF8(text, 42, NULL)

@@ -21,7 +21,7 @@ import re
 import struct
 from typing import Final
 
-from shm_engine._core import forget_random, new_uuid, uuid_text
+from shm_engine._core import forget_random, new_uuid, trace_text
 
 __all__ = ["new_uuid", "parse_id", "text_of", "time_of"]
 
@@ -55,7 +55,7 @@ def text_of(uuid: bytes) -> str:
     >>> text_of(bytes.fromhex("0190163d8694739baea5966c26f8ad91"))
     'trace-0190163d-8694-739b-aea5-966c26f8ad91'
     """
-    return uuid_text(uuid, PREFIX)
+    return trace_text(uuid)
 
 
 def time_of(uuid: bytes) -> int:

@@ -219,6 +219,8 @@ def _checked_tags(tags: Iterable[str]) -> tuple[list[str], list[bytes]]:
     """The tags, each once and in their order, and how the entries of each begin."""
     names: list[str] = []
     starts: list[bytes] = []
+    if type(tags) is tuple and not tags:
+        return names, starts
     for tag in listed_tags(tags):
         start = _tags.get(tag) if type(tag) is str else None
         starts.append(start or by_tag(tag))

@@ -13,6 +13,7 @@ Errors:     an error leaves nothing written; the snapshot is let go in any case
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -179,7 +180,7 @@ class Transaction:
         self._log_length = 0  # of the run's log in the snapshot, from the first event_append on
         self._events: list[bytes] = []  # packed, behind it
         self._cells: dict[str, tuple[bytes, int]] = {}  # packed value and version
-        self._traces: dict[str, trace_layout.Parent] = {}  # own ones, which may be parents
+        self._traces: dict[str, bytes] = {}  # UUIDs of own ones, which may be parents
         self._state = "active"
         self._pin: Pinned = engine.open_pin()
 
@@ -452,7 +453,10 @@ class Transaction:
         conflicts.
         """
         self._check()
-        return self._record(trace_type, metadata, tags, None)
+        kind = _custom(trace_type) if isinstance(trace_type, str) else trace_type
+        trace_id, uuid = trace_layout.add_trace(self._ops, kind, tags, metadata)
+        self._traces[trace_id] = uuid
+        return trace_id
 
     def trace_record_child(
         self,
@@ -464,24 +468,17 @@ class Transaction:
         """The same below the trace with the id `parent_id`, an own one included; NotFound if this
         transaction sees none."""
         self._check()
-        parent = self._traces.get(parent_id) if type(parent_id) is str else None
-        if parent is None:
+        kind = _custom(trace_type) if isinstance(trace_type, str) else trace_type
+        own = self._traces.get(parent_id) if type(parent_id) is str else None
+        if own is not None:
+            parent = trace_layout.Parent(parent_id, own, 0)
+        else:
             found = trace_layout.locate(self._engine, self.run, parent_id, self._pin)
             if found is None:
                 raise trace_layout.missing_parent(self.run, parent_id)
             parent = trace_layout.Parent(parent_id, found[0], found[2])
-        return self._record(trace_type, metadata, tags, parent)
-
-    def _record(
-        self,
-        trace_type: TraceType | str,
-        metadata: Any,
-        tags: Iterable[str],
-        parent: trace_layout.Parent | None,
-    ) -> str:
-        kind = Custom(trace_type) if isinstance(trace_type, str) else trace_type
         trace_id, uuid = trace_layout.add_trace(self._ops, kind, tags, metadata, parent)
-        self._traces[trace_id] = trace_layout.Parent(trace_id, uuid, 0)
+        self._traces[trace_id] = uuid
         return trace_id
 
     # -- ending -------------------------------------------------------------------------------
@@ -568,6 +565,12 @@ class Transaction:
     def __repr__(self) -> str:
         writes = len(self._writes) + len(self._increments) + len(self._ops)
         return f"<Transaction {self._state}, {writes} writes>"
+
+
+@functools.lru_cache(1024)
+def _custom(name: str) -> Custom:
+    """The type of a trace that was given by its name; the same few come again and again."""
+    return Custom(name)
 
 
 def _conflict_beside_keys(name: bytes) -> errors.TransactionConflict:

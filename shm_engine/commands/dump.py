@@ -26,6 +26,7 @@ from shm_engine import errors, keys, runs
 from shm_engine._core import RunId
 from shm_engine.commands import files
 from shm_engine.commands.condition import condition_of, database_folder
+from shm_engine.commands.key_text import key_text
 from shm_engine.commands.terminal import (
     EXIT_FAILED,
     EXIT_USAGE,
@@ -38,15 +39,6 @@ from shm_engine.commands.terminal import (
 __all__ = ["dump"]
 
 KINDS: Final = {1: "put", 2: "delete", 3: "put"}
-TYPES: Final = {
-    keys.TAG_KV: "kv",
-    keys.TAG_EVENT: "event",
-    keys.TAG_STATE: "state",
-    keys.TAG_TRACE: "trace",
-    keys.TAG_RUN: "run",
-    keys.TAG_JSON: "json",
-    keys.TAG_VECTOR: "vector",
-}
 RUN_SIZE: Final = 16
 SHORT_BELOW: Final = 100
 CUT: Final = "..."
@@ -137,7 +129,7 @@ class _Lines:
     def show(self, frame: files.Frame, operation: tuple[int, int, bytes, bytes]) -> None:
         """One line."""
         kind, expires_us, key, value = operation
-        run, tag, name = _key_text(key)
+        run, tag, name = key_text(key)
         decoded = None if kind == 2 else _value_of(key, value)
         if self._as_json:
             fields = {
@@ -162,15 +154,6 @@ class _Lines:
         if self._width and len(line) > self._width:
             line = line[: self._width - len(CUT)] + CUT
         sys.stdout.write(line + "\n")
-
-
-def _key_text(key: bytes) -> tuple[str, str, str]:
-    """Run, type and name; of an index's entry and the like, its bytes in hex."""
-    tag = key[RUN_SIZE]
-    name = key[RUN_SIZE + 1 : -1].decode("utf-8", "backslashreplace")
-    if tag == keys.TAG_RUN and not _is_run_record(key):
-        name = key[RUN_SIZE + 1 :].hex()
-    return str(RunId.from_bytes(key[:RUN_SIZE])), TYPES.get(tag, f"type {tag}"), name
 
 
 def _value_of(key: bytes, value: bytes) -> Any:
