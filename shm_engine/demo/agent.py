@@ -2,16 +2,19 @@
 
 Why:        a pool of agents shares nothing but the store. One file goes through it so:
                  claim     cas(task/i, version seen, "claimed by me")   one of many wins
+                           and an event in the agent's own log
                  survey    parse the file; no lock is held, nobody waits
-                 complete  ONE transaction: the task is done, what was found, the counters
+                 complete  ONE transaction: the task is done, what was found, the counters, the
+                           event in the survey's log, the traces
             An agent that is killed leaves a claimed task. The parent marks the agent dead and
             counts the death; survivors see the count and claim the task again by cas.
 Used by:    the worker processes, one thread each
-Invariants: A1 a file counts once: its counters change in the commit that completes its task,
-               and that commit requires the claim to be still ours (test_demo.py)
+Invariants: A1 a file counts once: its counters, event and traces come in the commit that completes
+               its task, and that commit requires the claim to be still ours (test_demo.py)
             A2 no agent waits for another: one with nothing to claim waits for the parent's word
-Crash:      before `complete` commits: nothing counted, the claim is taken over
-            after: everything counted, the task is done
+            A3 all writes to the agent's own run come before its completion
+Crash:      before `complete` commits: nothing counted or told, the claim is taken over
+            after: everything counted and told, the task is done
 Errors:     anything unexpected goes to the parent as text, and the agent ends
 """
 
@@ -20,6 +23,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,10 +31,13 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from shm_engine.database import Database
-from shm_engine.demo import records
-from shm_engine.demo.survey import Outcome, module_name, survey_file
+from shm_engine.demo import records, story
+from shm_engine.demo.survey import module_name, survey_file
 from shm_engine.errors import Error, TransactionConflict
+from shm_engine.primitives.event_log import EventLog
 from shm_engine.primitives.kv import KVStore
+from shm_engine.primitives.run_index import RunIndex
+from shm_engine.primitives.state_cell import StateCell
 from shm_engine.transaction import Transaction
 
 UNAVAILABLE_RETRIES_MAX = 5
@@ -46,11 +53,16 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class AgentSetup:
-    """What an agent is told at its start; `held_file` is the one whose holder gets killed."""
+    """What an agent is told at its start; `held_file` is the one whose holder gets killed.
+
+    `run` is the survey's; `own_run` is the agent's, a child of it, which exists before the parent
+    says go.
+    """
 
     worker: int
     generation: int
     run: str
+    own_run: str
     root: str
     file_count: int
     held_file: int
@@ -74,6 +86,8 @@ class _Agent:
         self._setup = setup
         self._database = database
         self._kv = KVStore(database)
+        self._cells = StateCell(database)
+        self._log = EventLog(database)
         self._parent = parent
         self._deaths_seen = 0
         self._status: dict[str, Any] = {
@@ -89,11 +103,14 @@ class _Agent:
     def work(self) -> None:
         self._publish(records.STARTING)
         answer = self._ask((READY,))
+        self._note(story.STARTED, {"worker": self._setup.worker, "pid": os.getpid()})
         while answer != STOP:
             self._survey_what_is_free()
             self._publish(records.IDLE)
             answer = self._ask((IDLE, self._deaths_seen))
+        self._note(story.FINISHED, {"files": self._status["files"]})
         self._publish(records.FINISHED)
+        self._retried(lambda: RunIndex(self._database).complete_run(self._setup.own_run))
 
     def _survey_what_is_free(self) -> None:
         """Go through the tasks once, from the start again after each death of an agent."""
@@ -138,24 +155,37 @@ class _Agent:
 
     def _is_orphan(self, task: dict[str, Any]) -> bool:
         """Whether the claim's owner is dead: marked so, or another incarnation by now."""
-        owner = self._kv.get(self._setup.run, records.agent_key(task["owner"]))
-        is_dead: bool = owner["state"] == records.DEAD
-        return is_dead or owner["generation"] != task["generation"]
+        owner = self._cells.read(self._setup.run, records.agent_cell(task["owner"]))
+        assert owner is not None  # an agent makes its cell before it claims
+        is_dead: bool = owner.value["state"] == records.DEAD
+        return is_dead or owner.value["generation"] != task["generation"]
 
     def _survey(self, index: int, task: dict[str, Any]) -> None:
+        self._note(story.CLAIMED, {"file": task["path"]})
         self._publish(records.WORKING, index)
         is_held = index == self._setup.held_file and task["attempt"] == 1
         if is_held:
             self._parent.send((HOLDING, index))  # SIGKILL comes from now on, at any moment
-        path = os.fsdecode(task["path"])
-        outcome = survey_file(os.path.join(self._setup.root, path), module_name(path))
+        parse = self._parse(os.fsdecode(task["path"]))
         if is_held:
             self._parent.recv()  # on a small file it may not have come yet
-        self._complete(index, task, outcome)
+        self._complete(index, task, parse)
 
-    def _complete(self, index: int, task: dict[str, Any], outcome: Outcome) -> None:
-        """Commit the file: its task, what was found and the counters, all or nothing (A1)."""
+    def _parse(self, path: str) -> story.Parse:
+        full_path = os.path.join(self._setup.root, path)
+        started_s = time.monotonic()
+        outcome = survey_file(full_path, module_name(path))
+        duration_ms = round((time.monotonic() - started_s) * 1000)
+        return story.Parse(outcome, story.size_of(outcome, full_path), duration_ms)
+
+    def _complete(self, index: int, task: dict[str, Any], parse: story.Parse) -> None:
+        """Commit the file: task, what was found, counters, event, traces; all or nothing (A1).
+
+        Another agent's event that comes between is a conflict; one of the two has then gone on.
+        """
         key = records.task_key(index)
+        found = {"path": task["path"], "outcome": parse.outcome.to_value()}
+        deltas = records.counter_deltas(parse.outcome)
         done = task | {"state": records.DONE}
 
         def body(txn: Transaction) -> bool:
@@ -165,11 +195,10 @@ class _Agent:
             if current != task:
                 return False
             txn.kv_put(key, done)
-            txn.kv_put(
-                records.found_key(index), {"path": task["path"], "outcome": outcome.to_value()}
-            )
-            for counter, delta in records.counter_deltas(outcome).items():
+            txn.kv_put(records.found_key(index), found)
+            for counter, delta in deltas.items():
                 txn.kv_incr(counter, delta)
+            story.tell(txn, task, parse)
             return True
 
         while True:
@@ -186,8 +215,13 @@ class _Agent:
     def _publish(self, state: str, file: int = records.NO_FILE) -> None:
         self._status["commits"] += 1  # this one
         self._status |= {"state": state, "file": file}
-        key = records.agent_key(self._setup.worker)
-        self._retried(lambda: self._kv.put(self._setup.run, key, self._status))
+        name = records.agent_cell(self._setup.worker)
+        self._retried(lambda: self._cells.set(self._setup.run, name, self._status))
+
+    def _note(self, event_type: str, payload: dict[str, Any]) -> None:
+        """An event in the agent's own log."""
+        self._retried(lambda: self._log.append(self._setup.own_run, event_type, payload))
+        self._status["commits"] += 1
 
     def _ask(self, message: tuple[Any, ...]) -> str:
         self._parent.send(message)

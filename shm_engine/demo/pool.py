@@ -3,13 +3,14 @@
 Why:        the parent starts the agents, kills one of them half-way, and notices every death:
                  ready   all agents are attached           -> go, all at once
                  holding an agent has the half-way file    -> SIGKILL
-                 (dead)  its sentinel fires                -> marked in the store, deaths += 1,
-                                                              the idle ones look again
+                 (dead)  its sentinel fires                -> marked in its cell, deaths += 1, its
+                                                              run failed; the idle look again
                  idle    nothing left to claim             -> all idle and no news: stop
             It waits for pipes and process sentinels, all in one call; the time-out of that call
             refreshes the view and decides nothing.
 Used by:    the parent, one thread
-Invariants: P1 when run() returns, every task is done (test_demo.py)
+Invariants: P1 when run() returns, every task is done, no agent writes any more, and each one's run
+               is Completed, by itself, or Failed, by the parent (test_demo.py)
             P2 after close() no agent is alive, whatever happened before
 Crash:      the parent's own death ends the pipes; agents see that after the file in hand
 Errors:     PoolFailure, with what the agent said, or when no agent is left
@@ -28,10 +29,14 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from shm_engine._core import RunId
 from shm_engine.database import Database
 from shm_engine.demo import agent, records
 from shm_engine.demo.survey import SourceTree
+from shm_engine.errors import Error, InvalidStatusTransition
 from shm_engine.primitives.kv import KVStore
+from shm_engine.primitives.run_index import RunIndex
+from shm_engine.primitives.state_cell import StateCell
 from shm_engine.transaction import Transaction
 
 REFRESH_INTERVAL_S = 0.1
@@ -62,7 +67,7 @@ class AgentView:
 
 @dataclass(slots=True)
 class Progress:
-    """The state of the whole job, read from one snapshot."""
+    """The state of the whole job: the totals from one snapshot, the agents as they were then."""
 
     file_count: int
     done: int
@@ -93,12 +98,18 @@ class Death:
     file_index: int
     successor: int = records.NO_OWNER
 
+    @property
+    def has_successor(self) -> bool:
+        """Whether it held a file and another agent has taken that over."""
+        return self.successor != records.NO_OWNER
+
 
 @dataclass(slots=True)
 class _Member:
     worker: int
     process: BaseProcess
     pipe: Connection
+    run: str
     pid: int = 0
     ready: bool = False
     idle: bool = False
@@ -119,6 +130,8 @@ class Pool:
     ) -> None:
         self._database = database
         self._kv = KVStore(database)
+        self._cells = StateCell(database)
+        self._runs = RunIndex(database)
         self._run = run
         self._tree = tree
         self._workers = workers
@@ -168,20 +181,29 @@ class Pool:
             member.pipe.close()
 
     def progress(self) -> Progress:
-        """The job's state now, from one snapshot."""
-        elapsed_s = self.elapsed_s or time.monotonic() - self._started_s
+        """The job's state now."""
         with self._database.snapshot() as snapshot:
             surveyed = snapshot.get(self._run, records.total_key("files")) or 0
             skipped = snapshot.get(self._run, records.total_key("skipped")) or 0
-            stored = [
-                snapshot.get(self._run, records.agent_key(member.worker))
-                for member in self._members
-            ]
-        agents = [
-            self._view(member, value or {}, elapsed_s)
-            for member, value in zip(self._members, stored, strict=True)
+        cells = {}
+        for member in self._members:
+            name = records.agent_cell(member.worker)
+            state = self._cells.read(self._run, name)
+            cells[name] = state.value if state is not None else {}
+        return Progress(
+            len(self._tree.files), surveyed + skipped, skipped, self._elapsed(), self.views(cells)
+        )
+
+    def views(self, cells: dict[str, dict[str, Any]]) -> list[AgentView]:
+        """What the agents' state cells say, by the cells' names; an agent for each member."""
+        elapsed_s = self._elapsed()
+        return [
+            self._view(member, cells.get(records.agent_cell(member.worker), {}), elapsed_s)
+            for member in self._members
         ]
-        return Progress(len(self._tree.files), surveyed + skipped, skipped, elapsed_s, agents)
+
+    def _elapsed(self) -> float:
+        return self.elapsed_s or time.monotonic() - self._started_s
 
     def _view(self, member: _Member, value: dict[str, Any], elapsed_s: float) -> AgentView:
         index = value.get("file", records.NO_FILE)
@@ -214,10 +236,12 @@ class Pool:
         """Start one agent. `spawn`: a fresh interpreter, which gets the handle by pickling."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
+        own_run = str(RunId.new())
         setup = agent.AgentSetup(
             worker=worker,
             generation=GENERATION,
             run=self._run,
+            own_run=own_run,
             root=self._tree.root,
             file_count=len(self._tree.files),
             held_file=len(self._tree.files) // 2 if self._workers > 1 else records.NO_FILE,
@@ -230,8 +254,14 @@ class Pool:
         )
         with _interrupts_held_back():
             process.start()
-            self._members.append(_Member(worker, process, ours, pid=process.pid or 0))
+            self._members.append(_Member(worker, process, ours, own_run, pid=process.pid or 0))
         theirs.close()
+        self._runs.create_run_with_options(
+            own_run,
+            parent_run=self._run,
+            tags=[records.AGENT_TAG],
+            metadata={"worker": worker, "pid": process.pid},
+        )  # the agent writes to it when it is told to go
 
     def _living(self) -> list[_Member]:
         return [member for member in self._members if member.ended_s is None]
@@ -243,6 +273,8 @@ class Pool:
             member.pipe.close()  # it is dying; the sentinel tells when it is dead
             return
         if message[0] == agent.FAILED:
+            with contextlib.suppress(Error):  # what the agent says matters more
+                self._runs.fail_run(member.run, message[1].strip().rpartition("\n")[2])
             raise PoolFailure(f"worker {member.worker} failed:\n{message[1]}")
         if message[0] == agent.READY:
             member.ready = True
@@ -253,6 +285,11 @@ class Pool:
             member.idle = message[1] == len(self.deaths)
             if not member.idle:
                 self._tell(member, agent.AGAIN)
+
+    def _hear_last_words(self, member: _Member) -> None:
+        """Of an agent whose process is gone: should it have failed, it said why."""
+        while not member.pipe.closed and member.pipe.poll():
+            self._hear(member)
 
     def _go_when_all_ready(self) -> None:
         living = self._living()
@@ -272,19 +309,20 @@ class Pool:
     def _bury(self, member: _Member) -> None:
         """Mark a dead agent in the store, so that the others may take its claim over."""
         member.process.join()
-        while not member.pipe.closed and member.pipe.poll():
-            self._hear(member)  # its last words, should it have failed
+        self._hear_last_words(member)
         member.ended_s = time.monotonic() - self._started_s
         member.pipe.close()
-        key = records.agent_key(member.worker)
+        name = records.agent_cell(member.worker)
 
         def body(txn: Transaction) -> None:
-            status = txn.kv_get(key) or {"generation": GENERATION}
-            txn.kv_put(key, status | {"state": records.DEAD})
+            status = txn.state_read(name) or {"generation": GENERATION}
+            txn.state_set(name, status | {"state": records.DEAD})
             txn.kv_incr(records.DEATHS_KEY, 1)
 
         file_index = self._held_by(member.worker)  # before others may claim it
         self._database.transaction(self._run, body)
+        with contextlib.suppress(InvalidStatusTransition):  # it had come to its end before
+            self._runs.fail_run(member.run, exit_text(member.process.exitcode or 0))
         death = Death(
             worker=member.worker,
             pid=member.pid,
@@ -313,7 +351,7 @@ class Pool:
 
     def _note_successors(self) -> None:
         for death in self.deaths:
-            if death.file_index == records.NO_FILE or death.successor != records.NO_OWNER:
+            if death.file_index == records.NO_FILE or death.has_successor:
                 continue
             task = self._kv.get(self._run, records.task_key(death.file_index))
             if task["owner"] != death.worker:
@@ -324,10 +362,17 @@ class Pool:
         return all(member.idle for member in self._living())
 
     def _stop(self) -> None:
+        """Wait until all have ended their runs; one that does not is counted among the dead."""
         for member in self._living():
+            member.idle = False  # should another die now, this one has nothing to look for again
             self._tell(member, agent.STOP)
         for member in self._living():
             member.process.join(EXIT_TIMEOUT_S)
+            if member.process.exitcode == 0:
+                self._hear_last_words(member)
+            else:
+                member.process.kill()
+                self._bury(member)
 
     def _no_agent_left(self) -> str:
         causes = ", ".join(
@@ -343,7 +388,9 @@ class Pool:
 
     @staticmethod
     def _tell(member: _Member, word: str) -> None:
-        with contextlib.suppress(ConnectionError):  # dead already: its sentinel will say so
+        if member.pipe.closed:
+            return  # it has hung up: its sentinel will say that it is dead
+        with contextlib.suppress(ConnectionError):  # dead already, the same
             member.pipe.send(word)
 
 

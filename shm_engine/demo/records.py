@@ -1,12 +1,16 @@
 """records.py - the keys and values that the demo keeps in the store.
 
-Why:        agents, parent and check must agree on one layout:
+Why:        agents, parent and check must agree on one layout. In the survey's run:
                  task/0000042       {path, state, owner, generation, attempt}   claimed by cas
                  found/0000042      {path, outcome}     written with the task's completion
                  total/<name>       counters that all agents increment, with the completion
                  import/<module>    the same, one for each module that some file imports
-                 agent/000          {pid, generation, state, file, files, commits, conflicts}
                  pool/deaths        how many agents the parent has found dead
+                 cell agent/000     {pid, generation, state, file, files, commits, conflicts}
+                 events             surveyed | skipped {file, worker}   with the completion
+                 traces             Thought, ToolCall, perhaps Error    the same (story.py)
+            In the run of each agent, a child of it, tag "agent", metadata {worker, pid}:
+                 events             started {worker, pid}, claimed {file} ..., finished {files}
 Used by:    all processes of the demo; any thread
 Invariants: a file's path is stored as bytes, for not every name is UTF-8; keys go by number
 """
@@ -25,6 +29,8 @@ FOUND_PREFIX = "found/"
 TOTAL_PREFIX = "total/"
 IMPORT_PREFIX = "import/"
 DEATHS_KEY = "pool/deaths"
+AGENT_PREFIX = "agent/"
+AGENT_TAG = "agent"
 
 PENDING, CLAIMED, DONE = "pending", "claimed", "done"
 STARTING, WORKING, IDLE, FINISHED, DEAD = "starting", "working", "idle", "finished", "dead"
@@ -50,9 +56,9 @@ def total_key(name: str) -> str:
     return TOTAL_PREFIX + name
 
 
-def agent_key(worker: int) -> str:
-    """The key of an agent's own record."""
-    return f"agent/{worker:03d}"
+def agent_cell(worker: int) -> str:
+    """The state cell in which an agent says what it does; a dead one's is the parent's."""
+    return f"{AGENT_PREFIX}{worker:03d}"
 
 
 def import_key(module: str) -> str:

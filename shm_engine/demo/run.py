@@ -1,7 +1,7 @@
 """run.py - the demo from start to end.
 
-Why:        one function opens the store, runs the pool, reads one snapshot, recounts, compares
-            and cleans up, on every way out:
+Why:        one function opens the store, runs the pool, reads one snapshot, recounts, compares,
+            audits what was recorded, and cleans up, on every way out:
                  finished                       0
                  a difference, or a failure     1
                  no such folder                 2
@@ -28,12 +28,14 @@ from typing import Any
 from rich.console import Console
 
 from shm_engine.demo import records
-from shm_engine.demo.pool import Death, Pool, PoolFailure, Progress, exit_text
+from shm_engine.demo.audit import audit
+from shm_engine.demo.pool import AgentView, Death, Pool, PoolFailure, Progress, exit_text
 from shm_engine.demo.recount import differences, recount
 from shm_engine.demo.results import Results, read_results, read_takeover
 from shm_engine.demo.store import Assassin, DemoStore
 from shm_engine.demo.summary import print_summary, summarize
 from shm_engine.demo.survey import SourceTree, find_sources, printable
+from shm_engine.demo.survey_run import SurveyRun
 from shm_engine.demo.view import View, make_view, plural
 from shm_engine.errors import Error
 from shm_engine.primitives.kv import KVStore
@@ -79,7 +81,8 @@ def run_demo(options: DemoOptions) -> int:
     The view and the summary go to standard output; with `as_json` the summary goes there as one
     JSON object, and the view to standard error.
 
-    Returns the exit code: 0, or 1 where the store and the recount differ.
+    Returns the exit code: 0, or 1 where the store and the recount differ, or where events, traces
+    or runs are not as they must be.
     Raises: DemoError for a folder that is none and for a pool that could not finish, Interrupted
     after SIGINT, SIGTERM or SIGHUP; in every case nothing is left behind.
     """
@@ -108,7 +111,8 @@ def _survey(
     started_s, started_wall_s = time.monotonic(), time.time()
     with contextlib.ExitStack() as stack, make_view(console) as view:
         store = stack.enter_context(_open_store(options, guard))
-        run = str(store.database.begin_run())
+        survey_run = stack.enter_context(SurveyRun(store, tree, workers))
+        run = survey_run.id
         view.event(f"Surveying {printable(tree.root)}")
         counts = f"{plural(len(tree.files), 'file')}, {plural(workers, 'worker')}"
         view.event(f"{counts}, {_store_text(store, options)}")
@@ -130,46 +134,53 @@ def _survey(
             except PoolFailure as failure:
                 raise DemoError(str(failure), EXIT_FAILED) from failure
             assassin.finish()
-        agents = pool.progress().agents if tree.files else []
+        survey_run.complete()
         results = read_results(store.database, run)
+        agents = pool.views(results.agents)
         pool.close()
         reopened = _open_again(view, guard, store, run, results)
         deaths = [_describe(death, KVStore(store.database), run, tree) for death in pool.deaths]
         recount_started_s = time.monotonic()
         plain = recount(tree, lambda done: view.recount(done, len(tree.files)))
         ended_s = time.monotonic()
-    found = differences(results, plain)
+        audited = audit(store.database, run, plain, len(agents), pool.deaths)
+    found = differences(results, plain) + audited.differences
     if reopened is not None and not reopened["same"]:
         found.append("the store, closed and opened again, holds something else than before")
-    return summarize(results, tree) | {
-        "ok": not found,
-        "differences": found,
-        "modified_files": _modified_since(tree, started_wall_s) if found else 0,
-        "checked_files": len(plain.outcomes),
-        "checked_counters": len(results.counters),
-        "workers": workers,
-        "store": "ephemeral" if options.ephemeral else "buffered",
-        "path": None if options.path is None else printable(str(store.folder)),
-        "coordinator": assassin.as_value(),
-        "reopened": reopened,
-        "agents": [
-            {
-                "worker": agent.worker,
-                "pid": agent.pid,
-                "state": agent.state,
-                "files": agent.files,
-                "files_per_s": round(agent.files_per_s, 1),
-                "commits": agent.commits,
-                "conflicts": agent.conflicts,
-            }
-            for agent in agents
-        ],
-        "deaths": deaths,
-        "seconds": {
-            "agents": round(pool.elapsed_s, 3),
-            "recount": round(ended_s - recount_started_s, 3),
-            "all": round(ended_s - started_s, 3),
-        },
+    return (
+        summarize(results, tree)
+        | audited.as_value()
+        | {
+            "ok": not found,
+            "differences": found,
+            "modified_files": _modified_since(tree, started_wall_s) if found else 0,
+            "checked_files": len(plain.outcomes),
+            "checked_counters": len(results.counters),
+            "workers": workers,
+            "store": "ephemeral" if options.ephemeral else "buffered",
+            "path": None if options.path is None else printable(str(store.folder)),
+            "coordinator": assassin.as_value(),
+            "reopened": reopened,
+            "agents": [_agent_value(agent) for agent in agents],
+            "deaths": deaths,
+            "seconds": {
+                "agents": round(pool.elapsed_s, 3),
+                "recount": round(ended_s - recount_started_s, 3),
+                "all": round(ended_s - started_s, 3),
+            },
+        }
+    )
+
+
+def _agent_value(agent: AgentView) -> dict[str, Any]:
+    return {
+        "worker": agent.worker,
+        "pid": agent.pid,
+        "state": agent.state,
+        "files": agent.files,
+        "files_per_s": round(agent.files_per_s, 1),
+        "commits": agent.commits,
+        "conflicts": agent.conflicts,
     }
 
 
@@ -222,8 +233,7 @@ def _open_again(
     took = f"{store.recovery_s * 1000:,.0f} ms"
     view.event(f"Store closed and opened again from its files in {took}")
     return {
-        "same": (again.outcomes, again.counters, again.unfinished)
-        == (results.outcomes, results.counters, results.unfinished),
+        "same": again.holds_the_same_as(results),
         "version": again.version,
         "seconds": round(store.recovery_s, 3),
         "checkpoint_version": recovery.checkpoint_version if recovery else None,
@@ -235,7 +245,7 @@ def _tell_death(view: View, tree: SourceTree, death: Death) -> None:
     """The news of a death or of a takeover, while the others are still at work."""
     held = death.file_index != records.NO_FILE
     file = printable(tree.files[death.file_index]) if held else "no file"
-    if death.successor != records.NO_OWNER:
+    if death.has_successor:
         view.event(f"Worker {death.successor} took over {file}")
         return
     how = "killed with SIGKILL" if death.planned else f"died ({exit_text(death.exit_code)})"

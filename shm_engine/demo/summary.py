@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from shm_engine.demo.recorded import print_recorded
 from shm_engine.demo.results import Results
 from shm_engine.demo.survey import SourceTree, printable
-from shm_engine.demo.view import plural, shorten
+from shm_engine.demo.view import plural, print_item, print_line, shorten
 
 TOP_COUNT = 10
 SKIPPED_SHOWN_MAX = 10
@@ -54,38 +54,21 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
     _print_top(console, summary)
     _print_skipped(console, summary)
     _print_pool(console, summary)
+    print_recorded(console, summary)
     _print_verdict(console, summary)
-
-
-def _line(console: Console, text: str, style: str = "", indent: int = 0) -> None:
-    """One line; wrapped at words on a terminal, whole in a pipe or a log."""
-    if console.is_terminal:
-        console.print(Padding(Text(text, style=style), (0, 0, 0, indent)))
-    else:
-        console.print(Text(" " * indent + text, style=style), soft_wrap=True)
-
-
-def _item(console: Console, text: str) -> None:
-    """One line of a list; where it is wrapped, the rest stands further in."""
-    if not console.is_terminal:
-        _line(console, text, indent=2)
-        return
-    lines = Text(text).wrap(console, max(20, console.width - 4))
-    for number, line in enumerate(lines):
-        console.print(Padding(line, (0, 0, 0, 4 if number else 2)))
 
 
 def _print_totals(console: Console, summary: dict[str, Any]) -> None:
     totals = summary["totals"]
     version = summary["snapshot_version"]
-    _line(console, "")
-    _line(console, f"Summary, read from one snapshot (version {version:,})", "bold")
-    _item(
+    print_line(console, "")
+    print_line(console, f"Summary, read from one snapshot (version {version:,})", "bold")
+    print_item(
         console,
         f"{plural(totals['files'], 'file')}, {plural(totals['lines'], 'line')},"
         f" {plural(totals['functions'], 'function')}, {plural(totals['classes'], 'class', 'es')},",
     )
-    _item(
+    print_item(
         console,
         f"{plural(totals['imports'], 'import')}"
         f" of {plural(totals['modules_imported'], 'module')},"
@@ -111,55 +94,57 @@ def _print_top(console: Console, summary: dict[str, Any]) -> None:
         files.add_row(path, f"{entry['lines']:,}", f"{entry['bytes'] / 1024:,.0f}")
     both = Table.grid(padding=(0, 2))
     both.add_row("", modules, files)
-    _line(console, "")
+    print_line(console, "")
     console.print(both)
 
 
 def _print_skipped(console: Console, summary: dict[str, Any]) -> None:
     skipped = summary["skipped"]
-    _line(console, "")
+    print_line(console, "")
     if skipped:
         kinds: dict[str, int] = {}
         for entry in skipped:
             kinds[entry["kind"]] = kinds.get(entry["kind"], 0) + 1
         counted = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
-        _line(console, f"Skipped: {counted}", "bold")
+        print_line(console, f"Skipped: {counted}", "bold")
         for entry in skipped[:SKIPPED_SHOWN_MAX]:
-            _item(console, f"{entry['path']}: {entry['reason']}")
+            print_item(console, f"{entry['path']}: {entry['reason']}")
         if len(skipped) > SKIPPED_SHOWN_MAX:
-            _item(console, f"... and {len(skipped) - SKIPPED_SHOWN_MAX:,} more (--json lists all)")
+            print_item(
+                console, f"... and {len(skipped) - SKIPPED_SHOWN_MAX:,} more (--json lists all)"
+            )
     else:
-        _line(console, "Skipped: no file")
+        print_line(console, "Skipped: no file")
     if summary["folders_left_out"]:
         count = plural(summary["folders_left_out"], "folder")
-        _item(console, f"not entered: {count} of installed packages")
+        print_item(console, f"not entered: {count} of installed packages")
     if summary["links_not_followed"]:
         count = plural(summary["links_not_followed"], "link")
-        _item(console, f"not followed: {count} to folders")
+        print_item(console, f"not followed: {count} to folders")
 
 
 def _print_pool(console: Console, summary: dict[str, Any]) -> None:
     seconds = summary["seconds"]
     if not summary["agents"]:
         return
-    _line(console, "")
-    _line(console, "The pool", "bold")
+    print_line(console, "")
+    print_line(console, "The pool", "bold")
     for agent in summary["agents"]:
-        _item(
+        print_item(
             console,
             f"worker {agent['worker']}: {plural(agent['files'], 'file')}"
             f" ({agent['files_per_s']:,.0f}/s), {plural(agent['commits'], 'commit')},"
             f" {plural(agent['conflicts'], 'conflict')}, {agent['state']}",
         )
     for death in summary["deaths"]:
-        _item(console, death_text(death))
+        print_item(console, death_text(death))
     if killed := summary["coordinator"]:
-        _item(console, coordinator_text(killed))
+        print_item(console, coordinator_text(killed))
     if summary["workers"] == 1:
-        _item(console, "one worker only: none was killed, for nobody could take its file over")
+        print_item(console, "one worker only: none was killed, for nobody could take its file over")
     killed = sum(death["planned"] for death in summary["deaths"])
     pool = plural(summary["workers"], "worker") + (f", {killed} killed half-way" * bool(killed))
-    _item(
+    print_item(
         console,
         f"{seconds['agents']:.1f} s with the store ({pool}),"
         f" {seconds['recount']:.1f} s for the recount in one process without it",
@@ -201,31 +186,34 @@ def coordinator_text(killed: dict[str, Any]) -> str:
 
 def _print_verdict(console: Console, summary: dict[str, Any]) -> None:
     found = summary["differences"]
-    _line(console, "")
+    print_line(console, "")
     if not found and not summary["checked_files"]:
-        _line(console, "Nothing to check: this folder holds no file whose name ends in .py.")
+        print_line(console, "Nothing to check: this folder holds no file whose name ends in .py.")
         return
     if not found:
-        _line(
+        print_line(
             console,
             f"Checked: {plural(summary['checked_files'], 'file')} and"
             f" {plural(summary['checked_counters'], 'counter')} agree with the plain recount"
-            f"{_reopened_text(summary['reopened'])}.",
+            f"{_reopened_text(summary['reopened'])}."
+            " Each file has one event and one trace tree.",
             "bold green",
         )
         if summary["path"] is not None:
-            _line(
+            print_line(
                 console, f"Kept in {summary['path']}; look with: shm-engine stat {summary['path']}"
             )
         return
     places = plural(len(found), "place")
-    _line(console, f"DIFFERENT from the plain recount in {places}:", "bold red")
+    print_line(console, f"DIFFERENT from what must be there in {places}:", "bold red")
     for text in found[:DIFFERENCES_SHOWN_MAX]:
-        _item(console, text)
+        print_item(console, text)
     if len(found) > DIFFERENCES_SHOWN_MAX:
-        _item(console, f"... and {len(found) - DIFFERENCES_SHOWN_MAX:,} more (--json lists all)")
+        print_item(
+            console, f"... and {len(found) - DIFFERENCES_SHOWN_MAX:,} more (--json lists all)"
+        )
     if summary["modified_files"]:
-        _line(
+        print_line(
             console,
             f"Modified while the demo ran: {plural(summary['modified_files'], 'file')};"
             " that explains a difference there.",

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -82,6 +83,24 @@ def shorten(path: str, width: int) -> str:
 def plural(count: int, noun: str, ending: str = "s") -> str:
     """The count with its noun, in the plural unless it is one."""
     return f"{count:,} {noun}" + ("" if count == 1 else ending)
+
+
+def print_line(console: Console, text: str, style: str = "", indent: int = 0) -> None:
+    """One line; wrapped at words on a terminal, whole in a pipe or a log."""
+    if console.is_terminal:
+        console.print(Padding(Text(text, style=style), (0, 0, 0, indent)))
+    else:
+        console.print(Text(" " * indent + text, style=style), soft_wrap=True)
+
+
+def print_item(console: Console, text: str) -> None:
+    """One line of a list; where it is wrapped, the rest stands further in."""
+    if not console.is_terminal:
+        print_line(console, text, indent=2)
+        return
+    lines = Text(text).wrap(console, max(20, console.width - 4))
+    for number, line in enumerate(lines):
+        console.print(Padding(line, (0, 0, 0, 4 if number else 2)))
 
 
 class PlainView:

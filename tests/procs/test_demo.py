@@ -10,20 +10,32 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from shm_engine import events, keys
 from shm_engine.database import Database
+from shm_engine.demo.agent import STOP
+from shm_engine.demo.audit import Audit, audit
 from shm_engine.demo.pool import Death, Pool, PoolFailure, Progress
-from shm_engine.demo.recount import differences, recount
+from shm_engine.demo.recount import Recount, differences, recount
 from shm_engine.demo.results import read_results
+from shm_engine.demo.store import DemoStore
 from shm_engine.demo.survey import find_sources
+from shm_engine.demo.survey_run import SurveyRun
 from shm_engine.durability import Durability
+from shm_engine.primitives.event_log import EventLog
+from shm_engine.primitives.run_index import RunIndex
+from shm_engine.primitives.state_cell import StateCell
+from shm_engine.primitives.trace_store import TraceStore
+from shm_engine.trace_layout import COUNT
+from shm_engine.traces import Thought
 
 COMMAND = [sys.executable, "-m", "shm_engine.cli", "demo"]
 MARK = "SHM_ENGINE_DEMO_TEST"
@@ -160,6 +172,61 @@ def test_the_pool_surveys_a_tree_although_a_worker_is_killed(
     assert sorted(agent["state"] for agent in summary["agents"]) == ["finished", "killed"]
 
 
+def test_what_the_agents_recorded_is_told(demo: Callable[..., Outcome], small_tree: Path) -> None:
+    outcome = demo(str(small_tree), "--workers", "2", "--json")
+    assert outcome.code == 0, outcome.errors
+    summary = outcome.summary()
+    files = SMALL_FILES + 1
+    assert summary["events"]["survey"] == files
+    assert summary["events"]["agents"] >= files + 3  # two started, one finished
+    assert summary["chain"] == {"verified": True, "logs": 3, "errors": []}
+    assert summary["traces"] == {"count": 2 * files + 1, "trees": files}
+    (death,) = summary["deaths"]
+    runs = summary["runs"]
+    assert runs["by_status"] == {"Completed": 2, "Failed": 1}
+    assert runs["survey"]["status"] == "Completed"
+    assert {run["worker"]: (run["status"], run["error"]) for run in runs["agents"]} == {
+        death["worker"]: ("Failed", "SIGKILL"),
+        death["taken_over_by"]: ("Completed", None),
+    }
+    tree = summary["tree"]
+    assert (tree["why"], tree["file"]) == ("taken over", death["file"])
+    assert (tree["worker"], tree["attempt"]) == (death["taken_over_by"], 2)
+    root = tree["root"]
+    assert (root["type"], root["content"]) == ("Thought", f"survey {death['file']}")
+    assert root["tags"] == ["file", ".py"]
+    (call,) = root["children"]
+    size = (small_tree / death["file"]).stat().st_size
+    assert call["arguments"] == {"path": death["file"], "bytes": size}
+    assert call["result"] == {"functions": 1, "classes": 0, "imports": 3}
+    assert (call["tool_name"], call["children"], call["duration_ms"] >= 0) == ("parse", [], True)
+
+
+def test_a_file_has_one_event_and_one_tree_although_worker_and_coordinator_are_killed(
+    demo: Callable[..., Outcome], slow_tree: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    outcome = demo(str(slow_tree), "-w", "2", "--path", str(kept), "--json")
+    assert outcome.code == 0, outcome.errors
+    summary = outcome.summary()
+    assert len(summary["deaths"]) == 1
+    assert summary["coordinator"] is not None
+    files = {os.fsencode(path.name) for path in slow_tree.iterdir()}
+    with Database.open(kept) as database:
+        (survey,) = RunIndex(database).query_by_tag("survey")
+        told = EventLog(database).read_by_type(survey.run_id, "surveyed")
+        assert Counter(event.payload["file"] for event in told) == Counter(files)
+        assert EventLog(database).len(survey.run_id) == len(files)
+        roots = TraceStore(database).query_by_tag(survey.run_id, "file")
+        assert Counter(root.metadata["file"] for root in roots) == Counter(files)
+        claimed = [
+            event.payload["file"]
+            for child in RunIndex(database).get_child_runs(survey.run_id)
+            for event in EventLog(database).read_by_type(child.run_id, "claimed")
+        ]
+        assert set(claimed) == files
+
+
 def test_the_coordinator_is_killed_and_nothing_is_lost(
     demo: Callable[..., Outcome], slow_tree: Path
 ) -> None:
@@ -188,8 +255,11 @@ def test_a_store_with_a_path_is_kept_and_used_again(
         assert outcome.code == 0, outcome.errors
         assert f"Kept in {kept}; look with: shm-engine stat {kept}" in outcome.output
         assert "nothing is lost" in outcome.output
+    assert "runs in the store: 4 Completed, 2 Failed" in outcome.output
     with Database.open(kept) as database:
         assert database.metrics().keys > 2 * SMALL_FILES
+        surveys = RunIndex(database).query_by_tag("survey")
+        assert [survey.metadata["files"] for survey in surveys] == [SMALL_FILES + 1] * 2
 
 
 def test_the_coordinator_of_others_is_not_killed(
@@ -236,6 +306,11 @@ def test_a_pipe_gets_plain_lines(demo: Callable[..., Outcome], small_tree: Path)
     assert "took over file" in outcome.output
     assert "Skipped: 1 unparsable\n  bad.py: SyntaxError: " in outcome.output
     assert f"Checked: {SMALL_FILES + 1} files and" in outcome.output
+    assert " events in 3 logs, chain verified; 21 of the survey\n" in outcome.output
+    assert "  43 traces in 21 trees\n" in outcome.output
+    assert "runs: 2 Completed, 1 Failed (worker " in outcome.output
+    assert "  trace of the file that was taken over, by worker " in outcome.output
+    assert "    Thought survey file09.py [file, .py]\n    └── ToolCall parse, " in outcome.output
 
 
 def test_one_worker_is_not_killed(demo: Callable[..., Outcome], small_tree: Path) -> None:
@@ -243,6 +318,8 @@ def test_one_worker_is_not_killed(demo: Callable[..., Outcome], small_tree: Path
     assert outcome.code == 0, outcome.errors
     assert "one worker only" in outcome.output
     assert "killed with SIGKILL, holding" not in outcome.output
+    assert "trace of a file that was skipped, by worker 0, attempt 1:" in outcome.output
+    assert "        └── Error unparsable: SyntaxError: " in outcome.output
 
 
 def test_one_file_is_taken_over_as_well(demo: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -288,6 +365,7 @@ def test_odd_names_and_odd_files_do_no_harm(demo: Callable[..., Outcome], tmp_pa
     assert "deep.py: nested too deeply for the parser" in outcome.output
     assert "broken.py: broken symbolic link" in outcome.output
     assert "pipe.py: not a regular file" in outcome.output
+    assert "chain verified; 11 of the survey" in outcome.output
 
 
 def test_a_difference_fails_the_command_and_is_named(small_tree: Path, tmp_path: Path) -> None:
@@ -312,7 +390,7 @@ def test_a_difference_fails_the_command_and_is_named(small_tree: Path, tmp_path:
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    assert "DIFFERENT from the plain recount in 1 place:" in done.stdout
+    assert "DIFFERENT from what must be there in 1 place:" in done.stdout
     stored = f"store {SMALL_FILES}, recount {SMALL_FILES + 1}"
     assert f"counter import/os: {stored}" in done.stdout
     home.check_empty()
@@ -337,6 +415,7 @@ def test_a_terminal_gets_the_live_view(small_tree: Path, tmp_path: Path) -> None
     assert "surveyed" in text
     assert "recounted" in text
     assert "killed" in text
+    assert "└── " in text
     home.check_empty()
 
 
@@ -404,19 +483,76 @@ def test_a_signal_beside_the_coordinators_death_leaves_nothing_behind(
     home.check_empty()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_survey_leaves_no_active_run_in_a_store_that_is_kept(
+    slow_tree: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    home = _Home(tmp_path)
+    kept = tmp_path / "kept"
+    with subprocess.Popen(
+        [*COMMAND, str(slow_tree), "-w", "2", "--path", str(kept)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=home.environment,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if " files/s, " in line:
+                break
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == code, errors
+    with Database.open(kept) as database:
+        runs = RunIndex(database)
+        assert [run.status.as_str() for run in runs.query_by_tag("survey")] == ["Cancelled"]
+        assert runs.query_by_status("Active") == []
+        assert runs.count() == 3
+    home.check_empty()
+
+
 # ---- the pool by itself
 
 
-def pool_on(
-    tree: Path, workers: int, watch: Callable[[Progress], None]
-) -> tuple[list[str], list[Death]]:
-    """Run a pool on an ephemeral store; gives its differences from the recount, and the dead."""
+@dataclass
+class Surveyed:
+    """What a pool did on a store that is still open."""
+
+    database: Database
+    run: str
+    workers: int
+    plain: Recount
+    deaths: list[Death] = field(default_factory=list)
+
+    def audited(self) -> Audit:
+        return audit(self.database, self.run, self.plain, self.workers, self.deaths)
+
+    def differences(self) -> list[str]:
+        RunIndex(self.database).complete_run(self.run)
+        found = differences(read_results(self.database, self.run), self.plain)
+        return found + self.audited().differences
+
+
+@contextlib.contextmanager
+def surveyed(
+    tree: Path, workers: int, watch: Callable[[Progress], None] = lambda progress: None
+) -> Iterator[Surveyed]:
+    """Run a pool on an ephemeral store, which stays open; the survey's run is not yet complete."""
     sources = find_sources(str(tree))
     with Database.ephemeral() as database:
         run = str(database.begin_run())
         with Pool(database, run, sources, workers, lambda death: None) as pool:
             pool.run(watch)
-        return differences(read_results(database, run), recount(sources)), pool.deaths
+        yield Surveyed(database, run, workers, recount(sources), pool.deaths)
+
+
+def pool_on(
+    tree: Path, workers: int, watch: Callable[[Progress], None]
+) -> tuple[list[str], list[Death]]:
+    """Run a pool on an ephemeral store; gives where it differs from what must be, and the dead."""
+    with surveyed(tree, workers, watch) as done:
+        return done.differences(), done.deaths
 
 
 def test_an_agent_that_dies_unplanned_is_followed_too(slow_tree: Path) -> None:
@@ -447,3 +583,178 @@ def test_an_agent_that_fails_is_quoted(slow_tree: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Pool, "_store_tasks", lambda self: None)
     with pytest.raises(PoolFailure, match=r"(?s)worker \d failed:.*Traceback"):
         pool_on(slow_tree, 2, lambda progress: None)
+
+
+def test_a_survey_whose_agents_all_die_is_a_failed_run(slow_tree: Path) -> None:
+    def kill_all(progress: Progress) -> None:
+        for agent in progress.agents if progress.done else []:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(agent.pid, signal.SIGKILL)
+
+    sources = find_sources(str(slow_tree))
+    with DemoStore(None, ephemeral=True) as store:
+        with (
+            pytest.raises(PoolFailure),
+            SurveyRun(store, sources, 2) as survey,
+            Pool(store.database, survey.id, sources, 2, lambda death: None) as pool,
+        ):
+            pool.run(kill_all)
+        runs = RunIndex(store.database)
+        ended = runs.get_run(survey.id)
+        assert ended is not None
+        assert ended.status.as_str() == "Failed"
+        assert "every worker died" in str(ended.error)
+        children = runs.get_child_runs(survey.id)
+        assert [(run.status.as_str(), run.error) for run in children] == [("Failed", "SIGKILL")] * 2
+        cells = StateCell(store.database)
+        states = [cells.read(survey.id, name) for name in cells.list(survey.id)]
+        assert [state and state.value["state"] for state in states] == ["dead", "dead"]
+
+
+def test_an_agent_that_dies_when_all_is_done_is_found_dead_as_well(
+    small_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one had hung up already, and telling it to look again was an error."""
+    plain = Pool._tell
+
+    def tell(member: Any, word: str) -> None:
+        if word == STOP and member.worker == 2:
+            member.process.kill()
+        else:
+            plain(member, word)
+
+    monkeypatch.setattr(Pool, "_tell", staticmethod(tell))
+    with surveyed(small_tree, 3) as done:
+        assert done.differences() == []
+        unplanned = [death for death in done.deaths if not death.planned]
+        assert [death.worker for death in unplanned] in ([2], [])
+        failed = RunIndex(done.database).query_by_status("Failed")
+        assert [run.error for run in failed] == ["SIGKILL"] * len(done.deaths)
+        assert {run.metadata["worker"] for run in failed} == {death.worker for death in done.deaths}
+
+
+# ---- the audit
+
+
+@pytest.fixture(scope="module")
+def two_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("two")
+    (root / "a.py").write_text("import os\n")
+    (root / "b.py").write_text("def\n")
+    return root
+
+
+def _lose_an_event(done: Surveyed) -> None:
+    name = events.entry_name(0)
+    assert done.database._engine.delete(done.run, keys.TAG_EVENT, name)
+
+
+def _tell_twice(done: Surveyed) -> None:
+    EventLog(done.database).append(done.run, "surveyed", {"file": b"a.py", "worker": 0})
+
+
+def _tell_of_another(done: Surveyed) -> None:
+    EventLog(done.database).append(done.run, "skipped", {"file": b"c\xff.py", "worker": 7})
+
+
+def _count_a_trace_more(done: Surveyed) -> None:
+    done.database._engine.increment(done.run, keys.TAG_TRACE, COUNT, 1)
+
+
+def _think_aloud(done: Surveyed) -> None:
+    TraceStore(done.database).record(done.run, Thought("about nothing"))
+
+
+def _see_a_file_more(done: Surveyed) -> None:
+    done.plain.outcomes["c.py"] = done.plain.outcomes["a.py"]
+    done.plain.totals["files"] += 1
+
+
+def _count_one_worker_more(done: Surveyed) -> None:
+    done.workers += 1
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda done: None, []),
+        (
+            _lose_an_event,
+            [
+                "chain of the survey's log: Missing event at sequence 0",
+                "a.py: events none, recount surveyed",
+                "run of worker 0: 2 files claimed, but 1 surveyed or skipped",
+            ],
+        ),
+        (
+            _tell_twice,
+            [
+                "a.py: events surveyed, surveyed, recount surveyed",
+                "run of worker 0: 2 files claimed, but 3 surveyed or skipped",
+            ],
+        ),
+        (_tell_of_another, [r"c\xff.py: events skipped, recount none"]),
+        (_count_a_trace_more, ["traces: 6, but the files' trees have 5"]),
+        (
+            _think_aloud,
+            ["traces: 3 trees, recount 2 files", "traces: 6, but the files' trees have 5"],
+        ),
+        (
+            _see_a_file_more,
+            [
+                "c.py: events none, recount surveyed",
+                "c.py: no agent's log has that it claimed it",
+                "traces: 2 trees, recount 3 files",
+                "traces: 5, but the files' trees have 7",
+                "c.py: 0 trace trees",
+            ],
+        ),
+        (_count_one_worker_more, ["runs of the agents: workers [0], but there were 2"]),
+    ],
+)
+def test_the_audit_names_what_deviates(
+    two_files: Path, change: Callable[[Surveyed], None], expected: list[str]
+) -> None:
+    with surveyed(two_files, 1) as done:
+        change(done)
+        RunIndex(done.database).complete_run(done.run)
+        assert done.audited().differences == expected
+
+
+def test_the_audit_names_runs_that_did_not_end_well(two_files: Path) -> None:
+    with surveyed(two_files, 1) as done:
+        runs = RunIndex(done.database)
+        (child,) = runs.get_child_runs(done.run)
+        runs.archive_run(child.run_id)
+        assert done.audited().differences == [
+            "run of the survey: Active",
+            "run of worker 0: Archived",
+        ]
+
+
+def test_a_deviation_fails_the_command_and_is_named(small_tree: Path, tmp_path: Path) -> None:
+    home = _Home(tmp_path)
+    script = (
+        "import sys\n"
+        "from shm_engine import TraceStore, TraceType\n"
+        "from shm_engine.demo import run\n"
+        "complete = run.SurveyRun.complete\n"
+        "def one_more(survey):\n"
+        "    traces = TraceStore(survey._store.database)\n"
+        "    traces.record(survey.id, TraceType.Thought('about nothing'))\n"
+        "    complete(survey)\n"
+        "run.SurveyRun.complete = one_more\n"
+        "sys.exit(run.run_demo(run.DemoOptions(sys.argv[1], 2)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(small_tree)],
+        capture_output=True,
+        text=True,
+        env=home.environment,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "DIFFERENT from what must be there in 2 places:" in done.stdout
+    assert "  traces: 22 trees, recount 21 files\n" in done.stdout
+    home.check_empty()

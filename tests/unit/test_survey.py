@@ -354,7 +354,7 @@ def test_a_module_name_beyond_the_length_of_keys_gets_a_key_of_its_own() -> None
 
 def results_of(plain: Recount) -> Results:
     """What a faultless store would hold for this recount."""
-    return Results(7, dict(plain.outcomes), records.sum_deltas(plain.outcomes.values()))
+    return Results(7, dict(plain.outcomes), records.sum_deltas(plain.outcomes.values()), {})
 
 
 @pytest.fixture
