@@ -207,6 +207,28 @@ def test_get_roots(trace: TraceStore, run_id: RunId) -> None:
 # -- transactions -----------------------------------------------------------------------------
 
 
+def test_a_transaction_over_all_primitives(db: Database, trace: TraceStore, run_id: RunId) -> None:
+    def work(txn):  # type: ignore[no-untyped-def]
+        # KV operations
+        txn.kv_put("key", "value")
+        value = txn.kv_get("key")
+
+        # Event operations
+        seq = txn.event_append("my_event", None)
+
+        # State operations
+        txn.state_set("counter", 1)
+        state = txn.state_read("counter")
+
+        # Trace operations
+        trace_id = txn.trace_record("operation", None)
+        return value, seq, state, trace_id
+
+    *others, trace_id = db.transaction(run_id, work)
+    assert others == ["value", 0, 1]
+    assert [each.id for each in trace.query_by_type(run_id, "operation")] == [trace_id]
+
+
 def test_the_trace_methods_of_a_transaction(db: Database, trace: TraceStore, run_id: RunId) -> None:
     def work(txn):  # type: ignore[no-untyped-def]
         txn.kv_put("key", "value")
