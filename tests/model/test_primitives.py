@@ -678,11 +678,17 @@ class DurableMachine(PrimitivesMachine):
 
     @precondition(lambda self: hasattr(self, "faces"))
     @rule(
-        what=st.sampled_from(["reopen", "kill_all", "kill_the_coordinator"]),
+        what=st.sampled_from(["reopen", "kill_all"]),
         mode=st.sampled_from(["buffered", "strict"]),
+        slot=slots,
+        script=st.lists(st.one_of(parts, meddling), max_size=12),
     )
-    def upset(self, what: str, mode: str) -> None:
-        """One rule for what takes long, so that it comes now and then."""
+    def upset(self, what: str, mode: str, slot: int, script: list[tuple[Any, ...]]) -> None:
+        """Loses all processes after a transaction, which takes long: so it is one rule."""
+        held = self.open_transaction(0, slot, "snapshot")
+        self.play(held, script)
+        if not held.model.is_over:
+            self.end(held, "commit")
         getattr(self, what)(mode)
 
     def reopen(self, mode: str) -> None:
@@ -703,7 +709,9 @@ class DurableMachine(PrimitivesMachine):
         assert coordinator.wait_for_end(stopped.identity, 10)
         self.come_back(mode)
 
-    def kill_the_coordinator(self, _: str) -> None:
+    @precondition(lambda self: hasattr(self, "faces"))
+    @rule()
+    def kill_the_coordinator(self) -> None:
         """What is open stays open, and a successor comes some time."""
         self.await_successor()
         kill_coordinator(self.path)
@@ -742,5 +750,5 @@ TestPrimitives.settings = settings(
 )
 TestDurablePrimitives = DurableMachine.TestCase
 TestDurablePrimitives.settings = settings(
-    max_examples=12, stateful_step_count=30, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=40, suppress_health_check=list(HealthCheck)
 )
