@@ -162,7 +162,7 @@ def add_trace(
     The counter is left to the caller, who may add several traces in one commit: `count_traces`. The
     commit raises VersionMismatch if the parent is gone or the id is taken.
 
-    Raises (the write set is then to be dropped):
+    Raises (then nothing was added):
         WrongType: trace_type is no TraceType, tags no iterable of str, own_id no str, or a field or
             metadata holds what cannot be stored.
         InvalidKey: a tag or own_id breaks the rules for names.
@@ -185,16 +185,18 @@ def add_trace(
     else:
         parent_id = parent.id
         starts.append(BY_PARENT + parent.uuid)
-        if parent.version:
-            writes.add(OP_EXPECT, TAG, RECORD + parent.uuid, None, 0, parent.version)
     if own_id is not None:
-        _add_own_id(writes, own_id, uuid)
+        check_name(own_id)
     record = [number, contents, names, metadata, parent_id, own_id]
     try:
         writes.add_entry(TAG, RECORD, uuid, record, starts)
     except errors.Error as error:
         _explain(trace_type, metadata, error)
         raise
+    if parent is not None and parent.version:
+        writes.add(OP_EXPECT, TAG, RECORD + parent.uuid, None, 0, parent.version)
+    if own_id is not None:
+        _add_own_id(writes, own_id, uuid)
     return text_of(uuid) if own_id is None else own_id, uuid
 
 
@@ -232,7 +234,6 @@ def _checked_tags(tags: Iterable[str]) -> tuple[list[str], list[bytes]]:
 
 def _add_own_id(writes: WriteSet, own_id: str, uuid: bytes) -> None:
     """What gives a trace an id that no other one has, and refuses it if one does."""
-    check_name(own_id)
     name = BY_ID + own_id.encode() + b"\0"
     writes.add(OP_EXPECT, TAG, name)
     made_before = record_of(own_id)
