@@ -169,16 +169,18 @@ class StateCell:
             VersionMismatch: others were quicker 200 times.
             WrongType: `fn` returned no pair.
         """
-        done = self._try_transition(run, name, fn)
+        done = self._transition(run, TAG, name, fn, State)
+        if type(done) is not tuple:
+            done = self._try_again(run, name, fn, done)
         if done is None:
             raise _missing(name)
-        return done
+        made: tuple[T, int] = done
+        return made
 
-    def _try_transition(
-        self, run: RunId | str, name: str, fn: Callable[[State], tuple[Any, T]]
+    def _try_again(
+        self, run: RunId | str, name: str, fn: Callable[[State], tuple[Any, T]], done: Any
     ) -> tuple[T, int] | None:
-        """None: there is no such cell (any more)."""
-        done: Any = self._transition(run, TAG, name, fn, State)
+        """Until it is `done`: not a list of two versions that differ. None: there is no cell."""
         for attempt in range(TRIES - 1):
             if type(done) is not list:
                 break
@@ -203,9 +205,12 @@ class StateCell:
     ) -> tuple[T, int]:
         """`transition`, but a missing cell is made first, with `initial`: that then ends at
         version 2, and `fn` gets the initial state."""
-        while (done := self._try_transition(run, name, fn)) is None:
+        while True:
+            done = self._transition(run, TAG, name, fn, State)
+            made = self._try_again(run, name, fn, done)
+            if made is not None:
+                return made
             self._bump(run, TAG, name, initial, 0)
-        return done
 
     def delete(self, run: RunId | str, name: str) -> bool:
         """Removes the cell; whether it existed. Made again it begins at version 1."""

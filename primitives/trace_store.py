@@ -12,8 +12,9 @@ Cost:       record: one commit of 4 keys and one for each tag; a query its answe
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable
-from contextlib import closing
+import gc
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -388,10 +389,24 @@ class TraceStore:
             if found is None:
                 return None
             uuids, parents = self._engine.descend(run, TAG, trace_layout.BY_PARENT, found[0], pin)
-            trees = [TraceTree(trace) for trace in self._traces(run, uuids, pin)]
+            with _collector_held_back():
+                trees = [TraceTree(trace) for trace in self._traces(run, uuids, pin)]
         for place in range(1, len(trees)):
             trees[parents[place]].children.append(trees[place])
         return trees[0]
+
+
+@contextmanager
+def _collector_held_back() -> Iterator[None]:
+    """A growing tree, which has no cycles, would be gone through again and again: that took as long
+    as making it. Another thread's garbage waits for these milliseconds."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _type_name(trace_type: str | type[TraceType] | TraceType) -> str:

@@ -223,7 +223,8 @@ static se_status trim_on_write(commit *c, const version_of *new, se_leaf *leaf,
     se_retention retention = {SE_RETAIN_DEFAULT, 0};
     if (se_is_bookkeeping(new->key, new->key_size))
         retention = (se_retention){SE_RETAIN_LAST, 1};
-    else if (c->run && memcmp(new->key, c->run, SE_RUN_ID_SIZE) == 0)
+    else if (c->run && c->retention.kind >= SE_RETAIN_LAST &&
+             memcmp(new->key, c->run, SE_RUN_ID_SIZE) == 0)
         retention = c->retention;
     if (retention.kind < SE_RETAIN_LAST)
         return SE_OK;
