@@ -42,7 +42,7 @@ demo: .venv ## the main job: a pool of agents surveys a source tree
 test: test-core test-python ## all tests
 
 test-core: ## the C core's tests under the sanitizers
-	$(MAKE) -C tests/core
+	$(MAKE) -j$(JOBS) -C tests/core JOBS=$(JOBS)
 	$(MAKE) -C tests/fuzz
 	$(MAKE) -C tests/crash
 

@@ -73,6 +73,7 @@ include "_values.pxi"
 include "_attachment.pxi"
 include "_reading.pxi"
 include "_writing.pxi"
+include "_writeset.pxi"
 include "_durable.pxi"
 include "_logfile.pxi"
 
