@@ -309,7 +309,8 @@ def _say_cleared(found: Finding) -> None:
         saved = found.state == UNSAVED and found.unsaved_commits
         say(f"cleared {found.name}{f': its log was saved to {found.folder}' if saved else ''}")
     else:
-        say_error(f"{found.name} stays: {found.text}")
+        why = found.text or "its coordinator does not let it go (is that process stopped?)"
+        say_error(f"{found.name} stays: {why}")
 
 
 def _advice(left: list[Finding]) -> str:
