@@ -99,7 +99,12 @@ def plain_store(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def descriptors() -> dict[str, str]:
-    """What this process has open, but for the descriptor that looks."""
+    """What this process has open, but for the descriptor that looks.
+
+    Garbage of earlier tests may hold some: a collection that came between two looks once closed
+    them, and they were missed.
+    """
+    gc.collect()
     found = {}
     for number in os.listdir("/proc/self/fd"):
         try:
