@@ -66,8 +66,9 @@ class ChainVerification:
         is_valid: Whether every event is there, in its place and as it was appended.
         length: Events that the log should have.
         first_invalid: Sequence of the first one that is wrong, None if none is.
-        error: "Missing event at sequence N", "prev_hash mismatch at sequence N" or
-            "Hash mismatch at sequence N"; None if all is well.
+        error: "Missing event at sequence N", "prev_hash mismatch at sequence N", "Hash mismatch at
+            sequence N", or "Unexpected event at sequence N" behind the log's end; None if all is
+            well.
 
     >>> ChainVerification(True, 3)
     ChainVerification(is_valid=True, length=3, first_invalid=None, error=None)
